@@ -1,0 +1,149 @@
+//! KV storage: fixed pages of keys and values. Storage only; who owns which page, and when a position is valid, is
+//! the engine's business.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{KvLayout, ModelError};
+
+/// Index of a page in a [`KvCache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageId(pub u32);
+
+/// Keys and values of all layers, `[pages, kv_heads, page_len, head_dim]` each.
+#[derive(Debug)]
+pub struct KvCache {
+    layout: KvLayout,
+    page_len: usize,
+    num_pages: usize,
+    layers: Vec<LayerKv>,
+}
+
+/// The pages of one layer. Cloning shares the storage.
+#[derive(Debug, Clone)]
+pub struct LayerKv {
+    /// Keys, rotated, `[pages, kv_heads, page_len, head_dim]`.
+    pub keys: Tensor,
+    /// Values, `[pages, kv_heads, page_len, head_dim]`.
+    pub values: Tensor,
+}
+
+impl KvCache {
+    /// Reserves `num_pages` pages of `page_len` positions in f32. The memory is written once, so that it is resident
+    /// from the start and a later request cannot fail for want of it.
+    pub fn new(layout: KvLayout, num_pages: usize, page_len: usize, device: &Device) -> Result<Self, ModelError> {
+        let shape = (num_pages, layout.num_kv_heads, page_len, layout.head_dim);
+        // `full` writes every element, where `zeros` would leave untouched pages to the first request.
+        let storage = || Tensor::full(0f32, shape, device)?.to_dtype(DType::F32)?.contiguous();
+        let layers = (0..layout.num_layers)
+            .map(|_| Ok(LayerKv { keys: storage()?, values: storage()? }))
+            .collect::<Result<Vec<_>, candle_core::Error>>()?;
+        Ok(Self { layout, page_len, num_pages, layers })
+    }
+
+    /// Shape of one position.
+    pub fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    /// Positions per page.
+    pub fn page_len(&self) -> usize {
+        self.page_len
+    }
+
+    /// Number of pages.
+    pub fn num_pages(&self) -> usize {
+        self.num_pages
+    }
+
+    /// The storage of one layer.
+    pub fn layer(&self, layer: usize) -> &LayerKv {
+        &self.layers[layer]
+    }
+}
+
+/// Where one sequence's positions lie, and how many of them are valid.
+///
+/// Invariant: `len <= capacity()`. Truncation moves a counter; nothing is copied.
+#[derive(Debug, Default)]
+pub struct KvTable {
+    pages: Vec<PageId>,
+    len: usize,
+    page_len: usize,
+}
+
+impl KvTable {
+    /// An empty table over pages of `page_len` positions.
+    pub fn new(page_len: usize) -> Self {
+        Self { pages: Vec::new(), len: 0, page_len }
+    }
+
+    /// A table that owns `pages` from the start.
+    pub fn with_pages(pages: Vec<PageId>, page_len: usize) -> Self {
+        Self { pages, len: 0, page_len }
+    }
+
+    /// Number of valid positions.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position is valid.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions that the pages can hold.
+    pub fn capacity(&self) -> usize {
+        self.pages.len() * self.page_len
+    }
+
+    /// The pages, in order of position.
+    pub fn pages(&self) -> &[PageId] {
+        &self.pages
+    }
+
+    /// Adds a page behind the last one.
+    pub fn push_page(&mut self, page: PageId) {
+        self.pages.push(page);
+    }
+
+    /// Declares `count` more positions valid. Returns false, and changes nothing, if the pages cannot hold them.
+    #[must_use]
+    pub fn append(&mut self, count: usize) -> bool {
+        let fits = self.len + count <= self.capacity();
+        if fits {
+            self.len += count;
+        }
+        fits
+    }
+
+    /// Declares the positions from `len` on invalid. Longer than the valid length is a no-op.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Takes back the pages that lie wholly beyond the first `keep` positions.
+    pub fn release_beyond(&mut self, keep: usize) -> Vec<PageId> {
+        let num_kept = keep.max(self.len).div_ceil(self.page_len.max(1)).min(self.pages.len());
+        self.pages.split_off(num_kept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_counts_pages_and_positions() {
+        let mut table = KvTable::with_pages(vec![PageId(7), PageId(3)], 4);
+        assert!(table.append(6));
+        assert!(!table.append(3), "8 positions, 9 asked");
+        assert_eq!(table.len(), 6);
+        assert!(table.append(2));
+        table.truncate(3);
+        table.truncate(5);
+        assert_eq!(table.len(), 3);
+        assert_eq!(table.release_beyond(0), vec![PageId(3)]);
+        assert_eq!(table.capacity(), 4);
+    }
+}
