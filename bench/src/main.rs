@@ -1,1 +1,42 @@
-fn main() {}
+//! `leapfrog-bench`: how fast a model decodes.
+//!
+//! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
+//! `llama-bench` in the same run. `soak` drives a running server with many clients that come and go.
+#![forbid(unsafe_code)]
+
+mod hardware;
+mod llama;
+mod prompts;
+mod report;
+mod soak;
+mod speed;
+mod sse;
+mod stats;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Leapfrog.
+#[derive(Debug, Parser)]
+#[command(name = "leapfrog-bench", version, about)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Prefill and decode speed of a model in this process; llama.cpp beside it if its path is given.
+    Speed(speed::SpeedArgs),
+    /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
+    Soak(soak::SoakArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Command::Speed(args) => speed::run(&args),
+        Command::Soak(args) => soak::run(&args),
+    }
+}

@@ -1,1 +1,42 @@
-//! .
+//! The engine: requests in, events out, one device thread in between.
+//!
+//! ```text
+//! submit -> queue -> [ admit -> plan -> pack -> forward -> score -> judge -> apply -> emit ] -> events
+//! ```
+//!
+//! The loop in brackets ([`worker`](self)) is the same for every strategy. A strategy is a [`decode::Decoder`]; a model
+//! is a [`models::Backbone`]. `engine/specs/architecture.md` says how the two divide the work.
+#![forbid(unsafe_code)]
+
+mod cost;
+pub mod decode;
+mod detok;
+mod engine;
+mod error;
+mod event;
+mod metrics;
+mod pages;
+mod request;
+pub mod sampling;
+mod scheduler;
+mod score;
+mod sequence;
+mod settings;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod worker;
+
+pub use cost::{CostTable, PassCost};
+pub use engine::{Engine, EventStream, Load, ModelInfo};
+pub use error::{EngineError, RequestError, SubmitError};
+pub use event::{Commit, DecodeStats, Event, Finish, FinishReason, TokenRecord};
+pub use models::{
+    ModelError, Quantize, TokenId,
+    source::{GenerationDefaults, LoadOptions, LoadedModel, ModelSource, load},
+    text::{ChatTemplate, Tokenizer},
+};
+pub use request::{
+    DecodingOptions, GuessRule, MAX_LOGPROBS, MAX_STOP_LEN, MAX_STOP_STRINGS, MAX_WIDTH, Request, Sampling, StopRules,
+    Strategy, WindowPolicy,
+};
+pub use settings::EngineSettings;

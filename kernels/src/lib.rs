@@ -1,1 +1,44 @@
-//! .
+//! Compute kernels over candle tensors. All tensors are contiguous f32; weights may be quantised.
+//!
+//! | op | shapes | reference |
+//! |---|---|---|
+//! | [`PackedLinear`] | `[rows, in] -> [rows, out]`, weights f32 or ggml blocks | `ops/linear/reference.rs` |
+//! | [`write_kv`] | `[rows, kv_heads, head_dim]` into `[pages, kv_heads, page_len, head_dim]` | `ops/attention/reference.rs` |
+//! | [`attention`] | `[rows, heads, head_dim]` over pages `-> [rows, heads * head_dim]` | `ops/attention/reference.rs` |
+//! | [`swiglu`] | `[rows, 2 * ffn] -> [rows, ffn]` | `ops/swiglu/reference.rs` |
+//! | [`rms_norm`] | `[.., dim] -> [.., dim]` | `ops/rms_norm/reference.rs` |
+//! | [`rope`] | `[rows, heads, head_dim]`, same shape out | `ops/rope/reference.rs` |
+//!
+//! # Row invariance
+//!
+//! Every output row has the same bits whatever other rows share the call and however many threads run it: each output
+//! value comes from one fixed sequence of operations, and tiles only decide which sequences run side by side. The
+//! engine relies on it, because a token that is checked in a block must get the scores it would get alone.
+//!
+//! The vector levels ([`arch::CpuLevel`]) run the same sequence too, so they agree bit for bit.
+
+pub mod arch;
+mod cpu;
+mod error;
+mod ops;
+mod tensor;
+
+pub use error::KernelError;
+pub use ops::{
+    attention::{AttentionPlan, PlanRow, attention, write_kv},
+    linear::{ActivationBits, GgmlType, PackedLinear, WeightFormat, dequantize},
+    rms_norm::rms_norm,
+    rope::rope,
+    swiglu::swiglu,
+};
+
+/// The plain implementations that the tests compare every kernel with.
+pub mod reference {
+    pub use crate::ops::{
+        attention::reference::{HeadShape, attention, write_kv},
+        linear::reference::linear,
+        rms_norm::reference::rms_norm,
+        rope::reference::rope,
+        swiglu::reference::swiglu,
+    };
+}

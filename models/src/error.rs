@@ -48,6 +48,12 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
+    /// A position that a row sees but no pass wrote; only scripted models notice.
+    #[error("position {position} is visible but was never written")]
+    UnwrittenPosition {
+        /// The position.
+        position: usize,
+    },
     /// A buffer of logits that is not a whole number of rows.
     #[error("{len} logits are not a whole number of rows of {vocab_size}")]
     BadLogits {
@@ -63,6 +69,161 @@ pub enum ModelError {
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
+    },
+    /// A model name that is neither a path nor a Hub id.
+    #[error(
+        "`{name}` is not a model: give a folder, a .gguf file, a Hub id such as `org/name` or `org/name@revision`, \
+         or `builtin`"
+    )]
+    BadSource {
+        /// What was given.
+        name: String,
+    },
+    /// A path that does not exist.
+    #[error("no such file or folder: {}", path.display())]
+    NoSuchPath {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A model folder or repository that lacks a file.
+    #[error("{origin} has no {wanted}")]
+    MissingFile {
+        /// The folder or repository.
+        origin: String,
+        /// What was looked for.
+        wanted: &'static str,
+    },
+    /// A family that is not implemented.
+    #[error("{origin}: the architecture `{architecture}` is not supported; supported are {supported}")]
+    UnsupportedArchitecture {
+        /// The file that names it.
+        origin: String,
+        /// The architecture.
+        architecture: String,
+        /// What is supported.
+        supported: &'static str,
+    },
+    /// A known kind of model with a setting that is not implemented.
+    #[error("{origin}: `{field}` is {value}, which is not supported; supported: {supported}")]
+    Unsupported {
+        /// The file or tensor with the setting.
+        origin: String,
+        /// The setting.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What is supported.
+        supported: String,
+    },
+    /// A setting that cannot be, whatever is supported.
+    #[error("{origin}: {reason}")]
+    BadConfig {
+        /// The file with the setting.
+        origin: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A weight file that breaks its format: cut short, overwritten, or made to harm.
+    #[error("{origin} is damaged or not a {format} file: {reason}")]
+    Corrupt {
+        /// The file.
+        origin: String,
+        /// The format it should have.
+        format: &'static str,
+        /// The first broken rule.
+        reason: String,
+    },
+    /// A weight that the family needs and the files lack.
+    #[error("{origin} has no tensor `{name}`")]
+    MissingTensor {
+        /// The file or folder.
+        origin: String,
+        /// The tensor, by its Hugging Face name.
+        name: String,
+    },
+    /// A weight whose shape does not follow from the config.
+    #[error("tensor `{name}` has shape {got:?}, the config asks for {expected:?}")]
+    WrongShape {
+        /// The tensor.
+        name: String,
+        /// The shape that follows from the config.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
+    /// Weights that no layer took: the files hold another model than the config says.
+    #[error("{origin} holds {count} tensors that a {family} model does not use, among them {examples}")]
+    UnusedTensors {
+        /// The file or folder.
+        origin: String,
+        /// How many.
+        count: usize,
+        /// The family.
+        family: &'static str,
+        /// The first few names.
+        examples: String,
+    },
+    /// Weights that do not fit.
+    #[error("not enough memory: the weights need {needed_mib} MiB and {available_mib} MiB are available")]
+    NotEnoughMemory {
+        /// Needed, in MiB.
+        needed_mib: u64,
+        /// Available, in MiB.
+        available_mib: u64,
+    },
+    /// A tokenizer that cannot be read or does not fit.
+    #[error("{origin}: {reason}")]
+    BadTokenizer {
+        /// The file.
+        origin: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tokenizer with more tokens than the model has embeddings.
+    #[error("the tokenizer has token id {max_id}, the model embeds {vocab_size} tokens; they belong to other models")]
+    TokenizerTooLarge {
+        /// Highest id of the tokenizer.
+        max_id: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// Nothing says which token ends a text.
+    #[error("{origin} names no end-of-text token: `eos_token_id` is missing or outside the vocabulary")]
+    NoEndToken {
+        /// The file or folder.
+        origin: String,
+    },
+    /// Text that could not be tokenised.
+    #[error("cannot tokenize the text: {reason}")]
+    Tokenize {
+        /// The tokenizer's reason.
+        reason: String,
+    },
+    /// A chat template that is not valid.
+    #[error("the chat template is not valid: {reason}")]
+    BadTemplate {
+        /// The cause.
+        reason: String,
+    },
+    /// The chat template refused the messages; the message is the template's own.
+    #[error("{message}")]
+    TemplateRefused {
+        /// What the template said.
+        message: String,
+    },
+    /// The chat template failed on the messages.
+    #[error("the chat template failed: {reason}")]
+    TemplateFailed {
+        /// The cause.
+        reason: String,
+    },
+    /// The Hub refused, or could not be reached.
+    #[error("cannot get {repo} from the Hugging Face Hub: {reason}")]
+    Hub {
+        /// The repository.
+        repo: String,
+        /// The cause.
+        reason: String,
     },
     /// A kernel refused its input.
     #[error(transparent)]

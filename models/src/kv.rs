@@ -1,7 +1,7 @@
 //! KV storage: fixed pages of keys and values. Storage only; who owns which page, and when a position is valid, is
 //! the engine's business.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::{KvLayout, ModelError};
 
@@ -30,10 +30,11 @@ pub struct LayerKv {
 impl KvCache {
     /// Reserves `num_pages` pages of `page_len` positions in f32. The memory is written once, so that it is resident
     /// from the start and a later request cannot fail for want of it.
-    pub fn new(layout: KvLayout, num_pages: usize, page_len: usize, device: &Device) -> Result<Self, ModelError> {
+    pub fn new(layout: KvLayout, num_pages: usize, page_len: usize) -> Result<Self, ModelError> {
         let shape = (num_pages, layout.num_kv_heads, page_len, layout.head_dim);
-        // `full` writes every element, where `zeros` would leave untouched pages to the first request.
-        let storage = || Tensor::full(0f32, shape, device)?.to_dtype(DType::F32)?.contiguous();
+        let elements = num_pages * layout.num_kv_heads * page_len * layout.head_dim;
+        // Zeros would be mapped lazily: the memory of an untouched page would be found, or missed, by a request.
+        let storage = || Tensor::from_vec(vec![f32::MIN_POSITIVE; elements], shape, &Device::Cpu);
         let layers = (0..layout.num_layers)
             .map(|_| Ok(LayerKv { keys: storage()?, values: storage()? }))
             .collect::<Result<Vec<_>, candle_core::Error>>()?;

@@ -1,1 +1,22 @@
-//! .
+//! Leapfrog's HTTP server: an OpenAI-compatible API in front of [`engine`].
+//!
+//! [`router`] is the whole API without a socket; [`run`] adds the socket, the model and the signals.
+//! The API is described in `docs/api.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod error;
+pub mod health;
+pub mod logs;
+mod metrics;
+pub mod middleware;
+mod openai;
+mod routes;
+mod run;
+pub mod settings;
+mod shutdown;
+pub mod state;
+
+pub use routes::router;
+pub use run::{RunError, run};

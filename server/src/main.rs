@@ -1,1 +1,49 @@
-fn main() {}
+//! The program `leapfrog`: arguments, settings, run.
+
+use std::{env, process::ExitCode};
+
+use clap::Parser;
+use server::{
+    args::{Cli, Command, ServeArgs},
+    health, logs,
+    settings::Settings,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Exit code of a server that could not start, or was told twice to stop.
+const FAILED: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Some(Command::Health(args)) => return health::probe(&args),
+        Some(Command::Serve(args)) => serve(*args),
+        None => serve(cli.serve),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let settings = Settings::resolve(args, &env::current_dir()?)?;
+    logs::init(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(server::run(settings));
+    // A load that was interrupted cannot be cancelled; the process does not wait for it.
+    runtime.shutdown_background();
+    Ok(outcome?)
+}
+
+/// One line, whatever the message holds.
+#[expect(clippy::print_stderr, reason = "the last word of a program that stops, also if logs are off")]
+fn report(error: &anyhow::Error) {
+    let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    eprintln!("error: {message}");
+}

@@ -1,0 +1,47 @@
+//! Tables for people, JSON for programs.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::stats::Summary;
+
+/// One measured figure.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    /// Program and strategy.
+    pub(crate) what: String,
+    /// `prefill` or `decode`.
+    pub(crate) phase: &'static str,
+    pub(crate) tokens_per_second: Summary,
+    /// Completion tokens per scoring pass; not for prefill, nor for other programs.
+    pub(crate) tokens_per_forward: Option<f64>,
+    /// Ratio to the reference row of the same phase, pair by pair.
+    pub(crate) ratio: Option<Summary>,
+}
+
+/// The rows as a Markdown table; `reference` names what the ratios refer to.
+pub(crate) fn table(rows: &[Row], reference: &str) -> String {
+    let mut text = format!(
+        "| what | phase | tok/s (median) | min | max | runs | tok/forward | x {reference} |\n|---|---|---|---|---|---|---|---|\n"
+    );
+    for row in rows {
+        let speed = row.tokens_per_second;
+        let forward = row.tokens_per_forward.map_or("-".into(), |mean| format!("{mean:.2}"));
+        let ratio = row.ratio.map_or("-".into(), |r| format!("{:.2} ({:.2}-{:.2})", r.median, r.min, r.max));
+        text.push_str(&format!(
+            "| {} | {} | {:.1} | {:.1} | {:.1} | {} | {forward} | {ratio} |\n",
+            row.what, row.phase, speed.median, speed.min, speed.max, speed.runs
+        ));
+    }
+    text
+}
+
+/// Writes `summary.md` and `raw.json` into `folder`, which is created.
+pub(crate) fn save(folder: &Path, summary: &str, raw: &impl Serialize) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    fs::write(folder.join("summary.md"), summary)?;
+    fs::write(folder.join("raw.json"), serde_json::to_string_pretty(raw)? + "\n")?;
+    Ok(())
+}

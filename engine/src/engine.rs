@@ -1,0 +1,337 @@
+//! The handle: starting an engine, submitting requests, draining.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use models::{
+    AttentionKind, Backbone, BackboneSpec, KvCache,
+    source::{GenerationDefaults, JacobiHints, LoadedModel},
+    text::{ChatTemplate, Tokenizer},
+};
+use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    cost::CostTable,
+    decode::{Ar, Decoder, Jacobi, JacobiConfig},
+    error::{EngineError, SubmitError},
+    event::Event,
+    metrics::Metrics,
+    pages::PagePool,
+    request::{GuessRule, Request, Strategy, WindowPolicy},
+    scheduler::RowBudget,
+    sequence::{EventSender, Job, SequenceContext},
+    settings::{EngineSettings, PAGE_LEN},
+    worker::{Command, DecoderFactory, Worker},
+};
+
+/// Events that a client may leave unread before its request is ended.
+const EVENT_CAPACITY: usize = 4096;
+/// Widest Jacobi block if neither request nor model nor settings name one.
+const DEFAULT_WIDTH: usize = 8;
+
+/// A running model. Clones share it; the worker stops when the last one is gone and nothing runs.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    commands: mpsc::UnboundedSender<Command>,
+    info: ModelInfo,
+    metrics: Metrics,
+    in_flight: Arc<AtomicUsize>,
+    draining: AtomicBool,
+    max_concurrent: usize,
+    max_queue: usize,
+}
+
+/// What a caller may know of the model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// Name under which it was loaded.
+    pub id: String,
+    /// Family, as the config spells it.
+    pub family: String,
+    /// Longest prompt plus completion, in tokens.
+    pub context_len: usize,
+    /// Size of the vocabulary.
+    pub vocab_size: usize,
+    /// Number of parameters.
+    pub num_params: usize,
+    /// Memory of the weights, in bytes.
+    pub weight_bytes: usize,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// How messages become a prompt; models that cannot chat have none.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+    /// Sampling parameters that the model's authors recommend.
+    pub generation: GenerationDefaults,
+    /// Widest Jacobi block of requests that name none.
+    pub width: usize,
+    /// Measured cost of a pass: `(rows, milliseconds)`.
+    pub pass_millis: Vec<(usize, f64)>,
+}
+
+/// How busy an engine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that decode.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// KV pages in use.
+    pub kv_pages_used: usize,
+    /// KV pages in all.
+    pub kv_pages_total: usize,
+}
+
+/// The events of one request. Dropping it cancels the request before the next step.
+#[derive(Debug)]
+pub struct EventStream {
+    events: mpsc::Receiver<Event>,
+}
+
+impl EventStream {
+    /// The next event; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The same for callers without an async runtime.
+    pub fn next_blocking(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl Engine {
+    /// Reserves the KV cache, measures what a pass costs and starts the device thread. Blocks for a few seconds.
+    pub fn start(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
+        let plan = DecoderPlan::of(&model, &settings);
+        Self::start_with(model, settings, Box::new(move |request| plan.make(request)))
+    }
+
+    /// The same with a decoder of the caller's choice for every request.
+    pub(crate) fn start_with(
+        model: LoadedModel,
+        settings: EngineSettings,
+        make_decoder: DecoderFactory,
+    ) -> Result<Self, EngineError> {
+        let (worker, shared, commands, pool) = prepare(model, &settings, make_decoder)?;
+        thread::Builder::new()
+            .name("leapfrog-device".into())
+            // Kernels run on the pool of the thread that calls them, so the whole loop lives inside it.
+            .spawn(move || pool.install(move || worker.run(commands)))
+            .map_err(EngineError::Thread)?;
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    /// Accepts all of `requests` or none of them.
+    pub fn submit(&self, requests: Vec<Request>) -> Result<Vec<EventStream>, SubmitError> {
+        let shared = &*self.shared;
+        let capacity = shared.max_concurrent + shared.max_queue;
+        for request in &requests {
+            request.validate(shared.info.vocab_size, shared.info.context_len)?;
+        }
+        if requests.len() > capacity {
+            let message = format!("{} choices in one request; this server holds {capacity}", requests.len());
+            return Err(SubmitError::InvalidParameter { param: "n", message });
+        }
+        if shared.draining.load(Ordering::Acquire) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let claim = |in_flight: usize| (in_flight + requests.len() <= capacity).then_some(in_flight + requests.len());
+        if shared.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_err() {
+            shared.metrics.refused.inc_by(requests.len() as u64);
+            return Err(SubmitError::QueueFull { max_queue: shared.max_queue, retry_after: Duration::from_secs(1) });
+        }
+        let submitted = Instant::now();
+        let num_requests = requests.len();
+        let (jobs, streams) = requests
+            .into_iter()
+            .map(|request| {
+                let (events, receiver) = EventSender::channel(EVENT_CAPACITY);
+                (Job { request, events, submitted }, EventStream { events: receiver })
+            })
+            .unzip();
+        if shared.commands.send(Command::Submit(jobs)).is_err() {
+            shared.in_flight.fetch_sub(num_requests, Ordering::AcqRel);
+            return Err(SubmitError::ShuttingDown);
+        }
+        Ok(streams)
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> Load {
+        let metrics = &self.shared.metrics;
+        let running = metrics.running.get() as usize;
+        Load {
+            running,
+            waiting: self.shared.in_flight.load(Ordering::Acquire).saturating_sub(running),
+            kv_pages_used: metrics.pages_used.get() as usize,
+            kv_pages_total: metrics.pages_total.get() as usize,
+        }
+    }
+
+    /// Registers the engine's metrics under the prefix `leapfrog`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
+    }
+
+    /// Refuses new requests from now on and returns when the accepted ones are done.
+    pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+        let (done, answer) = oneshot::channel();
+        if self.shared.commands.send(Command::Drain(done)).is_ok() {
+            // An error means that the worker has stopped, which is what we wait for.
+            let _ = answer.await;
+        }
+    }
+}
+
+/// A worker for tests to step by hand, with the threads that its passes need.
+#[cfg(feature = "testing")]
+pub(crate) fn by_hand(
+    model: LoadedModel,
+    settings: &EngineSettings,
+    make_decoder: Option<DecoderFactory>,
+) -> Result<(Worker, rayon::ThreadPool), EngineError> {
+    let plan = DecoderPlan::of(&model, settings);
+    let make_decoder = make_decoder.unwrap_or_else(|| Box::new(move |request| plan.make(request)));
+    let (worker, _, _, threads) = prepare(model, settings, make_decoder)?;
+    Ok((worker, threads))
+}
+
+/// Builds everything that the device thread needs.
+fn prepare(
+    model: LoadedModel,
+    settings: &EngineSettings,
+    make_decoder: DecoderFactory,
+) -> Result<(Worker, Shared, mpsc::UnboundedReceiver<Command>, rayon::ThreadPool), EngineError> {
+    settings.validate()?;
+    let LoadedModel { id, mut backbone, tokenizer, chat_template, stop_ids, generation, jacobi, summary: _ } = model;
+    let spec = backbone.spec().clone();
+    let (context_len, num_pages) = settings.plan_kv(spec.context_len, spec.kv.bytes_per_token())?;
+    check_memory(&spec, num_pages)?;
+    let num_threads = settings.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(num_threads)
+        .thread_name(|i| format!("leapfrog-compute-{i}"))
+        .build()
+        .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
+    let (kv, cost) = threads.install(|| -> Result<_, EngineError> {
+        let mut kv = KvCache::new(spec.kv, num_pages, PAGE_LEN)?;
+        let cost = calibrate(backbone.as_mut(), &mut kv)?;
+        Ok((kv, cost))
+    })?;
+    let metrics = Metrics::new();
+    metrics.pages_total.set(num_pages as i64);
+    let in_flight = Arc::new(AtomicUsize::new(0));
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let info = ModelInfo {
+        id,
+        family: spec.family.clone(),
+        context_len,
+        vocab_size: spec.vocab_size,
+        num_params: spec.num_params,
+        weight_bytes: spec.weight_bytes,
+        tokenizer: tokenizer.clone(),
+        chat_template,
+        generation,
+        width: default_width(settings, jacobi.as_ref()),
+        pass_millis: cost.points().to_vec(),
+    };
+    let worker = Worker {
+        backbone,
+        kv,
+        pool: PagePool::new(num_pages, PAGE_LEN),
+        context: SequenceContext { tokenizer, end_ids: Arc::from(stop_ids), context_len },
+        cost,
+        budget: RowBudget { max_rows: settings.max_rows, interleave_rows: settings.interleave_rows },
+        max_concurrent: settings.max_concurrent,
+        make_decoder,
+        metrics: metrics.clone(),
+        in_flight: in_flight.clone(),
+        running: Vec::new(),
+        waiting: VecDeque::new(),
+        drains: Vec::new(),
+    };
+    let shared = Shared {
+        commands,
+        info,
+        metrics,
+        in_flight,
+        draining: AtomicBool::new(false),
+        max_concurrent: settings.max_concurrent,
+        max_queue: settings.max_queue,
+    };
+    Ok((worker, shared, receiver, threads))
+}
+
+/// Only causal models decode blocks of adaptive width today; timing the others would say nothing.
+fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache) -> Result<CostTable, EngineError> {
+    match backbone.spec().attention {
+        AttentionKind::Causal => Ok(CostTable::calibrate(backbone, kv)?),
+        AttentionKind::BlockCausal { .. } | AttentionKind::Full => Ok(CostTable::from_points(Vec::new())),
+    }
+}
+
+fn check_memory(spec: &BackboneSpec, num_pages: usize) -> Result<(), EngineError> {
+    let needed = num_pages.saturating_mul(PAGE_LEN).saturating_mul(spec.kv.bytes_per_token());
+    match models::source::memory::available_bytes() {
+        Some(available) if needed as u64 > available => Err(EngineError::NotEnoughMemory {
+            needed_mib: needed >> 20,
+            available_mib: (available >> 20) as usize,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn default_width(settings: &EngineSettings, hints: Option<&JacobiHints>) -> usize {
+    settings.width.or(hints.map(|hints| hints.width)).unwrap_or(DEFAULT_WIDTH).clamp(1, crate::request::MAX_WIDTH)
+}
+
+/// How requests become decoders.
+#[derive(Debug, Clone, Copy)]
+struct DecoderPlan {
+    width: usize,
+    trained: bool,
+}
+
+impl DecoderPlan {
+    fn of(model: &LoadedModel, settings: &EngineSettings) -> Self {
+        Self { width: default_width(settings, model.jacobi.as_ref()), trained: model.jacobi.is_some() }
+    }
+
+    fn make(&self, request: &Request) -> Box<dyn Decoder> {
+        let options = &request.decoding;
+        match options.strategy {
+            Strategy::Ar => Box::new(Ar),
+            Strategy::Auto | Strategy::Jacobi => Box::new(Jacobi::new(JacobiConfig {
+                width: options.width.unwrap_or(self.width),
+                window: options.window.unwrap_or(WindowPolicy::Sliding),
+                guess: options.guess.unwrap_or(if self.trained {
+                    GuessRule::ContextRandom
+                } else {
+                    GuessRule::Lookup
+                }),
+                adaptive: options.adaptive.unwrap_or(true),
+                trained: self.trained,
+                seed: request.sampling.seed ^ u64::from(request.choice),
+            })),
+        }
+    }
+}

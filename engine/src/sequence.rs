@@ -1,0 +1,382 @@
+//! One running request: its tokens, its decoder, its pages, its text.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use models::{TokenId, text::Tokenizer};
+use tokio::sync::mpsc;
+
+use crate::{
+    cost::PassCost,
+    decode::{Decoder, KvEffect, SeqView, StepOutcome, StepPlan},
+    detok::{Detokenizer, Pushed},
+    error::RequestError,
+    event::{Commit, DecodeStats, Event, Finish, FinishReason, TokenRecord},
+    pages::{PageLease, PagePool},
+    request::Request,
+    sampling::{TokenCounts, TokenScore},
+};
+
+/// A request on its way to the worker.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    pub(crate) events: EventSender,
+    pub(crate) submitted: Instant,
+}
+
+/// The sending side of a request's stream. One place is reserved for the last event, so that it always arrives.
+#[derive(Debug)]
+pub(crate) struct EventSender {
+    events: mpsc::Sender<Event>,
+    last: mpsc::OwnedPermit<Event>,
+}
+
+impl EventSender {
+    /// A channel for `capacity` events beside the last one.
+    pub(crate) fn channel(capacity: usize) -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(capacity + 1);
+        let last = events.clone().try_reserve_owned().expect("a fresh channel has room");
+        (Self { events, last }, receiver)
+    }
+
+    /// Whether the client has gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    fn send(&self, event: Event) -> Result<(), RequestError> {
+        match self.events.try_send(event) {
+            // A closed channel is a cancelled request; the worker notices before the next step.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(RequestError::SlowClient),
+        }
+    }
+
+    /// Sends the last event.
+    pub(crate) fn close(self, event: Event) {
+        self.last.send(event);
+    }
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ending {
+    Finished(FinishReason, Option<String>),
+    Failed(RequestError),
+    Cancelled,
+}
+
+/// What all sequences of a model share.
+#[derive(Debug, Clone)]
+pub(crate) struct SequenceContext {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The model's own end tokens.
+    pub(crate) end_ids: Arc<[TokenId]>,
+    pub(crate) context_len: usize,
+}
+
+pub(crate) struct Sequence {
+    pub(crate) request: Request,
+    pub(crate) events: EventSender,
+    context: SequenceContext,
+    decoder: Box<dyn Decoder>,
+    /// Prompt and committed tokens.
+    tokens: Vec<TokenId>,
+    /// Most tokens to commit.
+    budget: usize,
+    pub(crate) lease: PageLease,
+    counts: TokenCounts,
+    detok: Detokenizer,
+    prompt_records: Vec<TokenRecord>,
+    prompt_sent: bool,
+    stats: DecodeStats,
+    submitted: Instant,
+    started: Instant,
+    first_commit: Option<Instant>,
+    last_commit: Option<Instant>,
+}
+
+impl Sequence {
+    pub(crate) fn new(job: Job, decoder: Box<dyn Decoder>, pool: &PagePool, context: SequenceContext) -> Self {
+        let Job { request, events, submitted } = job;
+        let room = context.context_len.saturating_sub(request.prompt.len());
+        let budget = request.max_tokens.unwrap_or(room).min(room);
+        let started = Instant::now();
+        let first = TokenRecord { id: request.prompt[0], logprob: None, top: Vec::new() };
+        Self {
+            counts: TokenCounts::of_prompt(&request.prompt),
+            detok: Detokenizer::new(request.stop.strings.clone()),
+            prompt_records: request.prompt_logprobs.map(|_| first).into_iter().collect(),
+            prompt_sent: request.prompt_logprobs.is_none(),
+            tokens: request.prompt.clone(),
+            lease: pool.lease(),
+            stats: DecodeStats {
+                strategy: decoder.name(),
+                forward_passes: 0,
+                scored_rows: 0,
+                acceptance_histogram: Vec::new(),
+                queue: started - submitted,
+                prefill: Duration::ZERO,
+                decode: Duration::ZERO,
+            },
+            request,
+            events,
+            context,
+            decoder,
+            budget,
+            submitted,
+            started,
+            first_commit: None,
+            last_commit: None,
+        }
+    }
+
+    pub(crate) fn strategy(&self) -> &'static str {
+        self.stats.strategy
+    }
+
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    /// Prompt and committed tokens.
+    #[cfg(feature = "testing")]
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn num_committed(&self) -> usize {
+        self.tokens.len() - self.prompt_len()
+    }
+
+    /// Tokens that lack KV.
+    pub(crate) fn num_forced(&self) -> usize {
+        self.tokens.len() - self.lease.table().len()
+    }
+
+    /// Whether nothing is left to do but to report.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.num_committed() >= self.budget && self.prompt_sent
+    }
+
+    /// Whether prompt log-probabilities are still to be computed.
+    pub(crate) fn scores_prompt(&self) -> bool {
+        !self.prompt_sent
+    }
+
+    pub(crate) fn view<'a>(&'a self, row_cap: usize, cost: PassCost<'a>) -> SeqView<'a> {
+        SeqView {
+            tokens: &self.tokens,
+            prompt_len: self.prompt_len(),
+            kv_len: self.lease.table().len(),
+            budget_left: self.budget - self.num_committed(),
+            row_cap,
+            cost,
+        }
+    }
+
+    pub(crate) fn plan(&self, row_cap: usize, cost: PassCost<'_>) -> StepPlan {
+        self.decoder.plan(&self.view(row_cap, cost))
+    }
+
+    /// What scoring the rows of `plan` needs to know.
+    pub(crate) fn scoring<'a>(&'a self, plan: &'a StepPlan) -> Scoring<'a> {
+        Scoring {
+            request: &self.request,
+            tokens: &self.tokens,
+            counts: &self.counts,
+            end_ids: &self.context.end_ids,
+            prompt_rows: self.prompt_rows(plan),
+            plan,
+        }
+    }
+
+    /// Rows of `plan` whose next token is a prompt token without a record.
+    fn prompt_rows(&self, plan: &StepPlan) -> Range<usize> {
+        if self.prompt_sent {
+            return 0..0;
+        }
+        // Row at position p predicts the token at p + 1, so record i comes from the row at i - 1.
+        let first = (self.prompt_records.len() - 1).max(plan.start);
+        let end = (self.prompt_len() - 1).min(plan.end());
+        if first < end { first - plan.start..end - plan.start } else { 0..0 }
+    }
+
+    /// Takes the scores of a pass: judges, commits, emits. Returns the ending if the sequence is done.
+    pub(crate) fn apply(
+        &mut self,
+        plan: &StepPlan,
+        row_cap: usize,
+        cost: PassCost<'_>,
+        prompt_scores: Vec<TokenScore>,
+        scores: Vec<TokenScore>,
+    ) -> Result<Applied, Ending> {
+        let num_scored = scores.len();
+        let records = prompt_scores.into_iter();
+        self.prompt_records
+            .extend(records.map(|score| TokenRecord { id: score.token, logprob: score.logprob, top: score.top }));
+        if !self.prompt_sent && self.prompt_records.len() == self.prompt_len() {
+            self.prompt_sent = true;
+            let records = std::mem::take(&mut self.prompt_records);
+            self.emit(Event::Prompt(records))?;
+        }
+        // The decoder is taken out for the call, because its view borrows the rest of the sequence.
+        let mut decoder = std::mem::replace(&mut self.decoder, Box::new(crate::decode::Ar));
+        let judged = decoder.judge(&self.view(row_cap, cost), plan, scores);
+        self.decoder = decoder;
+        let outcome = judged.map_err(|error| Ending::Failed(RequestError::Decode(error.to_string())))?;
+        if num_scored > 0 {
+            self.stats.forward_passes += 1;
+            self.stats.scored_rows += num_scored;
+        }
+        let kv_len = match outcome.kv {
+            KvEffect::Keep => plan.end(),
+            KvEffect::Truncate(len) => len,
+            KvEffect::Refresh => 0,
+        };
+        self.lease.set_len(kv_len);
+        self.lease.shrink();
+        self.commit(outcome)
+    }
+
+    fn commit(&mut self, outcome: StepOutcome) -> Result<Applied, Ending> {
+        let mut accepted = 0;
+        let mut ending = None;
+        for score in outcome.commits {
+            if self.num_committed() >= self.budget {
+                break;
+            }
+            let token = score.token;
+            self.tokens.push(token);
+            self.counts.push(token);
+            accepted += 1;
+            if self.is_end(token) {
+                self.detok.push_end(score);
+                ending = Some(Ending::Finished(FinishReason::Stop, None));
+                break;
+            }
+            if let Pushed::Stopped(stop) = self.detok.push(score, &self.context.tokenizer) {
+                ending = Some(Ending::Finished(FinishReason::Stop, Some(stop)));
+                break;
+            }
+        }
+        let mut applied = Applied { accepted, since_last: None, first: None };
+        if accepted > 0 {
+            let now = Instant::now();
+            applied.since_last = self.last_commit.map(|last| now - last);
+            if self.first_commit.is_none() {
+                self.first_commit = Some(now);
+                applied.first = Some(now - self.submitted);
+            }
+            self.last_commit = Some(now);
+            let histogram = &mut self.stats.acceptance_histogram;
+            histogram.resize(histogram.len().max(accepted), 0);
+            histogram[accepted - 1] += 1;
+        }
+        if ending.is_none() && self.is_complete() {
+            ending = Some(Ending::Finished(FinishReason::Length, None));
+        }
+        let commit = if ending.is_some() { self.detok.finish() } else { self.detok.take() };
+        if commit != Commit::default() {
+            self.emit(Event::Committed(commit))?;
+        }
+        match ending {
+            Some(ending) => {
+                self.lease.set_len(0);
+                Err(ending)
+            }
+            None => Ok(applied),
+        }
+    }
+
+    fn is_end(&self, token: TokenId) -> bool {
+        let stop = &self.request.stop;
+        let asked = stop.token_ids.contains(&token) && self.num_committed() > stop.min_tokens;
+        asked || (!stop.ignore_eos && self.context.end_ids.contains(&token))
+    }
+
+    fn emit(&self, event: Event) -> Result<(), Ending> {
+        self.events.send(event).map_err(Ending::Failed)
+    }
+
+    /// Gives all pages back; the tokens are read again later.
+    pub(crate) fn preempt(&mut self) {
+        self.lease.set_len(0);
+        self.lease.shrink();
+    }
+
+    /// Reports the ending to the client and frees everything.
+    pub(crate) fn close(mut self, ending: Ending) -> DecodeStats {
+        let now = Instant::now();
+        self.stats.prefill = self.first_commit.unwrap_or(now) - self.started;
+        self.stats.decode = self.first_commit.map_or(Duration::ZERO, |first| self.last_commit.unwrap_or(first) - first);
+        let stats = self.stats.clone();
+        let event = match ending {
+            Ending::Finished(reason, stop_string) => Event::Finished(Finish {
+                reason,
+                stop_string,
+                prompt_tokens: self.prompt_len(),
+                completion_tokens: self.num_committed(),
+                stats: self.stats,
+            }),
+            Ending::Failed(error) => Event::Failed(error),
+            Ending::Cancelled => return stats,
+        };
+        self.events.close(event);
+        stats
+    }
+
+    pub(crate) fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
+    pub(crate) fn completion_tokens(&self) -> usize {
+        self.num_committed()
+    }
+}
+
+/// The part of a sequence that scoring reads; shared between threads, which a decoder is not.
+#[derive(Debug)]
+pub(crate) struct Scoring<'a> {
+    pub(crate) request: &'a Request,
+    /// Prompt and committed tokens.
+    pub(crate) tokens: &'a [TokenId],
+    pub(crate) counts: &'a TokenCounts,
+    end_ids: &'a [TokenId],
+    /// Rows whose next token is a prompt token that needs a log-probability.
+    pub(crate) prompt_rows: Range<usize>,
+    pub(crate) plan: &'a StepPlan,
+}
+
+impl Scoring<'_> {
+    /// All rows that must be scored: those the decoder wants, and those of the prompt if its log-probabilities are
+    /// wanted. They are adjacent, because a decoder scores behind the prompt only.
+    pub(crate) fn rows(&self) -> Range<usize> {
+        let wanted = self.plan.scored.clone();
+        match (self.prompt_rows.is_empty(), wanted.is_empty()) {
+            (true, _) => wanted,
+            (false, true) => self.prompt_rows.clone(),
+            (false, false) => self.prompt_rows.start..wanted.end,
+        }
+    }
+
+    /// End tokens that may not be chosen at completion index `index`.
+    pub(crate) fn forbidden(&self, index: usize) -> &[TokenId] {
+        let banned = self.request.stop.ignore_eos || index < self.request.stop.min_tokens;
+        if banned { self.end_ids } else { &[] }
+    }
+}
+
+/// What a pass added, for the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Applied {
+    pub(crate) accepted: usize,
+    /// Since the previous pass that committed tokens.
+    pub(crate) since_last: Option<Duration>,
+    /// Since submission, if these are the first tokens.
+    pub(crate) first: Option<Duration>,
+}

@@ -1,0 +1,318 @@
+//! The one device thread: admit -> plan -> pack -> forward -> score -> judge -> apply -> emit. The same for every
+//! strategy.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use models::{Backbone, ForwardBatch, KvCache, Logits, Segment};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    cost::{CostTable, PassCost},
+    decode::{Decoder, StepPlan},
+    error::RequestError,
+    metrics::{Metrics, Outcome, OutcomeLabels, StrategyLabels, TokenKind, TokenLabels},
+    pages::PagePool,
+    request::Request,
+    scheduler::{Demand, RowBudget, allot},
+    score::{Scored, score},
+    sequence::{Ending, Job, Sequence, SequenceContext},
+};
+
+/// Rows of a chunk whose prompt log-probabilities are wanted: each of them brings a whole row of logits to the host.
+const SCORED_PROMPT_ROWS: usize = 64;
+
+/// Messages to the worker.
+pub(crate) enum Command {
+    /// Run these.
+    Submit(Vec<Job>),
+    /// Answer when nothing runs or waits any more.
+    Drain(oneshot::Sender<()>),
+}
+
+/// Makes the decoder of a request.
+pub(crate) type DecoderFactory = Box<dyn Fn(&Request) -> Box<dyn Decoder> + Send>;
+
+/// What the worker owns and needs.
+pub(crate) struct Worker {
+    pub(crate) backbone: Box<dyn Backbone>,
+    pub(crate) kv: KvCache,
+    pub(crate) pool: PagePool,
+    pub(crate) context: SequenceContext,
+    pub(crate) cost: CostTable,
+    pub(crate) budget: RowBudget,
+    pub(crate) max_concurrent: usize,
+    pub(crate) make_decoder: DecoderFactory,
+    pub(crate) metrics: Metrics,
+    /// Requests accepted and not yet ended; shared with the handle, which bounds it.
+    pub(crate) in_flight: Arc<AtomicUsize>,
+    pub(crate) running: Vec<Sequence>,
+    pub(crate) waiting: VecDeque<Waiting>,
+    pub(crate) drains: Vec<oneshot::Sender<()>>,
+}
+
+/// A request without a slot: new, or preempted.
+pub(crate) enum Waiting {
+    New(Job),
+    Preempted(Sequence),
+}
+
+impl Waiting {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::New(job) => job.events.is_closed(),
+            Self::Preempted(sequence) => sequence.events.is_closed(),
+        }
+    }
+}
+
+/// One sequence's part in a pass.
+struct Turn {
+    /// Index into `running`.
+    index: usize,
+    row_cap: usize,
+    plan: StepPlan,
+}
+
+impl Worker {
+    /// Serves until the last handle is gone and nothing runs.
+    pub(crate) fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            while let Ok(command) = commands.try_recv() {
+                self.take(command);
+            }
+            if self.step() {
+                continue;
+            }
+            for drain in self.drains.drain(..) {
+                // The receiver may have given up waiting; then nobody needs the answer.
+                let _ = drain.send(());
+            }
+            match commands.blocking_recv() {
+                Some(command) => self.take(command),
+                None => return,
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Waiting::New)),
+            Command::Drain(done) => self.drains.push(done),
+        }
+    }
+
+    /// One decode step of everything that runs. Returns whether anything runs or waits.
+    pub(crate) fn step(&mut self) -> bool {
+        let began = Instant::now();
+        self.drop_cancelled();
+        self.admit();
+        let turns = self.plan();
+        if !turns.is_empty() {
+            let num_sequences = turns.len();
+            self.pass(turns);
+            self.metrics.step_seconds.observe(began.elapsed().as_secs_f64());
+            self.metrics.step_sequences.observe(num_sequences as f64);
+        }
+        self.gauges();
+        !self.running.is_empty() || !self.waiting.is_empty()
+    }
+
+    fn gauges(&self) {
+        self.metrics.running.set(self.running.len() as i64);
+        self.metrics.waiting.set(self.waiting.len() as i64);
+        self.metrics.pages_used.set((self.pool.num_pages() - self.pool.num_free()) as i64);
+    }
+
+    fn drop_cancelled(&mut self) {
+        for index in (0..self.running.len()).rev() {
+            if self.running[index].events.is_closed() {
+                self.end(index, Ending::Cancelled);
+            }
+        }
+        let (open, closed): (VecDeque<_>, VecDeque<_>) = self.waiting.drain(..).partition(|entry| !entry.is_closed());
+        self.waiting = open;
+        for entry in closed {
+            match entry {
+                Waiting::Preempted(sequence) => self.account(sequence, Ending::Cancelled),
+                Waiting::New(_) => {
+                    let labels = OutcomeLabels { outcome: Outcome::Cancelled, strategy: "none" };
+                    self.metrics.requests.get_or_create(&labels).inc();
+                    self.in_flight.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self) {
+        while self.running.len() < self.max_concurrent {
+            // A newcomer needs a page to start with; preempted ones come first, since they stand in front.
+            if self.pool.num_free() == 0 {
+                return;
+            }
+            let Some(entry) = self.waiting.pop_front() else { return };
+            let sequence = match entry {
+                Waiting::Preempted(sequence) => sequence,
+                Waiting::New(job) => {
+                    let decoder = (self.make_decoder)(&job.request);
+                    let sequence = Sequence::new(job, decoder, &self.pool, self.context.clone());
+                    self.metrics.queue_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
+                    let labels = TokenLabels { kind: TokenKind::Prompt };
+                    self.metrics.tokens.get_or_create(&labels).inc_by(sequence.prompt_len() as u64);
+                    sequence
+                }
+            };
+            self.running.push(sequence);
+            let index = self.running.len() - 1;
+            if self.running[index].is_complete() {
+                self.end(index, Ending::Finished(crate::event::FinishReason::Length, None));
+            }
+        }
+    }
+
+    /// Plans the next pass and leases its pages. A sequence that finds no page takes those of the newest one.
+    fn plan(&mut self) -> Vec<Turn> {
+        let demands: Vec<Demand> = self.running.iter().map(|sequence| self.demand(sequence)).collect();
+        let caps = allot(&demands, self.budget);
+        let num_active = caps.iter().filter(|&&cap| cap > 0).count();
+        let mut turns: Vec<Turn> = Vec::with_capacity(num_active);
+        for (index, &row_cap) in caps.iter().enumerate().filter(|(_, cap)| **cap > 0) {
+            // A preemption below may have taken this sequence away.
+            let Some(sequence) = self.running.get(index) else { break };
+            let others = num_active - 1;
+            let plan = sequence.plan(row_cap, PassCost::new(&self.cost, others, others as f64));
+            let end = plan.end();
+            while self.running[index].lease.reserve(end).is_err() {
+                let newest = self.running.len() - 1;
+                self.preempt(newest);
+                turns.retain(|turn| turn.index != newest);
+                if newest == index {
+                    break;
+                }
+            }
+            if index < self.running.len() {
+                turns.push(Turn { index, row_cap, plan });
+            }
+        }
+        turns
+    }
+
+    fn demand(&self, sequence: &Sequence) -> Demand {
+        let limit = if sequence.scores_prompt() { SCORED_PROMPT_ROWS } else { usize::MAX };
+        Demand { forced: sequence.num_forced(), limit }
+    }
+
+    /// `index` is the last one running, so that no other index moves.
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        sequence.preempt();
+        self.metrics.preemptions.inc();
+        tracing::debug!(running = self.running.len(), "out of KV pages: preempted the newest sequence");
+        self.waiting.push_front(Waiting::Preempted(sequence));
+    }
+
+    /// Runs one pass over all turns; if it fails, each turn alone, so that only the guilty one ends.
+    fn pass(&mut self, turns: Vec<Turn>) {
+        let mut endings: Vec<(usize, Ending)> = Vec::new();
+        match self.forward(&turns) {
+            Ok(logits) => self.judge(turns, &logits, &mut endings),
+            Err(error) if turns.len() == 1 => endings.push((turns[0].index, Ending::Failed(error))),
+            Err(_) => {
+                for turn in turns {
+                    let alone = vec![turn];
+                    match self.forward(&alone) {
+                        Ok(logits) => self.judge(alone, &logits, &mut endings),
+                        Err(error) => endings.push((alone[0].index, Ending::Failed(error))),
+                    }
+                }
+            }
+        }
+        endings.sort_by_key(|&(index, _)| std::cmp::Reverse(index));
+        for (index, ending) in endings {
+            self.end(index, ending);
+        }
+    }
+
+    fn forward(&mut self, turns: &[Turn]) -> Result<Logits, RequestError> {
+        let segments = turns.iter().map(|Turn { index, plan, .. }| Segment {
+            tokens: &plan.tokens,
+            start: plan.start,
+            visibility: plan.visibility,
+            scored: self.running[*index].scoring(plan).rows(),
+            pages: self.running[*index].lease.table().pages(),
+        });
+        let batch = ForwardBatch { segments: segments.collect() };
+        self.metrics.forward_passes.inc();
+        self.metrics.rows.inc_by(batch.num_rows() as u64);
+        let (backbone, kv) = (&mut self.backbone, &mut self.kv);
+        // A fault inside a kernel must end this pass, not the thread that all requests depend on.
+        let result = catch_unwind(AssertUnwindSafe(|| backbone.forward(&batch, kv)));
+        let logits = match result {
+            Ok(result) => result.map_err(|error| RequestError::Forward(error.to_string()))?,
+            Err(_) => return Err(RequestError::Forward("the model panicked; see the log".into())),
+        };
+        if logits.num_rows() == batch.num_scored() {
+            Ok(logits)
+        } else {
+            let (got, expected) = (logits.num_rows(), batch.num_scored());
+            Err(RequestError::Forward(format!("{got} rows of logits for {expected} scored rows")))
+        }
+    }
+
+    fn judge(&mut self, turns: Vec<Turn>, logits: &Logits, endings: &mut Vec<(usize, Ending)>) {
+        let passes: Vec<_> = turns.iter().map(|turn| self.running[turn.index].scoring(&turn.plan)).collect();
+        let scored = score(&passes, logits, self.backbone.spec().alignment);
+        let others = turns.len() - 1;
+        for (Turn { index, row_cap, plan }, scored) in turns.into_iter().zip(scored) {
+            let cost = PassCost::new(&self.cost, others, others as f64);
+            let sequence = &mut self.running[index];
+            let applied = scored
+                .map_err(Ending::Failed)
+                .and_then(|Scored { prompt, rows }| sequence.apply(&plan, row_cap, cost, prompt, rows));
+            match applied {
+                Ok(applied) => self.metrics.observe(applied),
+                Err(ending) => endings.push((index, ending)),
+            }
+        }
+    }
+
+    fn end(&mut self, index: usize, ending: Ending) {
+        let sequence = self.running.remove(index);
+        self.account(sequence, ending);
+    }
+
+    fn account(&mut self, sequence: Sequence, ending: Ending) {
+        let outcome = match &ending {
+            Ending::Finished(crate::event::FinishReason::Stop, _) => Outcome::Stop,
+            Ending::Finished(crate::event::FinishReason::Length, _) => Outcome::Length,
+            Ending::Cancelled => Outcome::Cancelled,
+            Ending::Failed(error) => {
+                tracing::error!(%error, "a request failed");
+                Outcome::Failed
+            }
+        };
+        let strategy = sequence.strategy();
+        self.metrics.requests.get_or_create(&OutcomeLabels { outcome, strategy }).inc();
+        self.metrics.request_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
+        let num_tokens = sequence.completion_tokens() as u64;
+        self.metrics.tokens.get_or_create(&TokenLabels { kind: TokenKind::Completion }).inc_by(num_tokens);
+        // Pages, slot and place in the queue are free before the client hears of the end.
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        let stats = sequence.close(ending);
+        let by_strategy = StrategyLabels { strategy };
+        if let Some(mean) = stats.tokens_per_forward() {
+            self.metrics.tokens_per_forward.get_or_create(&by_strategy).observe(mean);
+        }
+        let acceptance = self.metrics.acceptance.get_or_create(&by_strategy);
+        for (accepted, count) in (1..).zip(&stats.acceptance_histogram) {
+            (0..*count).for_each(|_| acceptance.observe(f64::from(accepted)));
+        }
+    }
+}

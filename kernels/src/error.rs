@@ -1,0 +1,137 @@
+//! Everything that can go wrong in a kernel call. All of it is checked before the first value is written.
+
+use candle_core::{DType, Shape};
+
+/// An error of calling a kernel with data it cannot run on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// A tensor or buffer of the wrong length.
+    #[error("{op}: `{what}` must have {expected} elements, got {got}")]
+    Length {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Elements needed.
+        expected: usize,
+        /// Elements given.
+        got: usize,
+    },
+    /// A tensor of the wrong shape.
+    #[error("{op}: `{what}` must be {expected}, got {got:?}")]
+    Shape {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// The shape needed, in words.
+        expected: String,
+        /// The shape given.
+        got: Shape,
+    },
+    /// A tensor that is not f32.
+    #[error("{op}: `{what}` must be f32, got {got:?}")]
+    DType {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// The type given.
+        got: DType,
+    },
+    /// A tensor with gaps.
+    #[error("{op}: `{what}` must be contiguous")]
+    NotContiguous {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+    },
+    /// A storage that is not in host memory where a host kernel was asked for.
+    #[error("{op}: `{what}` is not in host memory")]
+    NotOnHost {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+    },
+    /// A GGUF type code without a kernel.
+    #[error("GGUF tensor type {code} is not supported; supported are {supported}")]
+    UnknownGgmlType {
+        /// The code in the file.
+        code: u32,
+        /// Names of the supported types.
+        supported: &'static str,
+    },
+    /// A row that is not a whole number of quantisation blocks.
+    #[error("rows of {in_features} values are not a whole number of {format} blocks of {block_len}")]
+    PartialBlock {
+        /// Values in a row.
+        in_features: usize,
+        /// The format.
+        format: &'static str,
+        /// Values in a block.
+        block_len: usize,
+    },
+    /// A weight matrix without rows or columns.
+    #[error("a weight matrix of {out_features} x {in_features} has no values")]
+    EmptyWeight {
+        /// Rows.
+        out_features: usize,
+        /// Columns.
+        in_features: usize,
+    },
+    /// Weight matrices that cannot share one activation.
+    #[error("cannot stack weights: {what} is {first} in the first part and {other} in another")]
+    Unstackable {
+        /// The property that differs.
+        what: &'static str,
+        /// Its value in the first part.
+        first: usize,
+        /// Its value in the other part.
+        other: usize,
+    },
+    /// A stack of nothing.
+    #[error("cannot stack zero weight matrices")]
+    EmptyStack,
+    /// An index past the end.
+    #[error("{op}: {what} {index} is out of range, there are {len}")]
+    OutOfRange {
+        /// The op.
+        op: &'static str,
+        /// What is indexed.
+        what: &'static str,
+        /// The index.
+        index: usize,
+        /// One past the largest index allowed.
+        len: usize,
+    },
+    /// A count that must be at least one.
+    #[error("{op}: {what} must not be zero")]
+    Zero {
+        /// The op.
+        op: &'static str,
+        /// The count.
+        what: &'static str,
+    },
+    /// Query heads that do not divide among the key-value heads.
+    #[error("{heads} query heads do not divide among {kv_heads} key-value heads")]
+    HeadGroups {
+        /// Query heads.
+        heads: usize,
+        /// Key-value heads.
+        kv_heads: usize,
+    },
+    /// A product of sizes that does not fit in memory.
+    #[error("{op}: the size of `{what}` overflows")]
+    Overflow {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+    },
+    /// An error of the tensor library, such as a device without an implementation.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}

@@ -1,0 +1,7 @@
+//! One folder per op: the checked entry, the plain reference, and the kernel.
+
+pub(crate) mod attention;
+pub(crate) mod linear;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;

@@ -1,0 +1,50 @@
+//! Rotary position embeddings (Su et al., arXiv:2104.09864) with the scalings of published checkpoints.
+
+use candle_core::{Device, Tensor};
+
+use crate::{
+    ModelError,
+    config::{CausalConfig, RopeScaling},
+};
+
+/// Tables of cosines and sines, `[context, head_dim / 2]` each.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
+}
+
+impl Rope {
+    pub(crate) fn new(config: &CausalConfig) -> Result<Self, ModelError> {
+        let half = config.head_dim / 2;
+        let frequencies = frequencies(config);
+        // The angle in f32, as the reference implementations have it: a table in f64 would be nearer to the formula
+        // and farther from the arithmetic that the checkpoints were trained with.
+        let angles: Vec<f32> = (0..config.context_len)
+            .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
+            .collect();
+        let table = |f: fn(f32) -> f32| {
+            Tensor::from_vec(angles.iter().map(|&a| f(a)).collect(), (config.context_len, half), &Device::Cpu)
+        };
+        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
+    }
+}
+
+/// Angle per position of each pair of features, `head_dim / 2` values.
+fn frequencies(config: &CausalConfig) -> Vec<f32> {
+    let base = |pair: usize| 1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.head_dim as f64);
+    let scale = |pair: usize| match &config.rope_scaling {
+        RopeScaling::None => base(pair),
+        RopeScaling::Linear { factor } => base(pair) / factor,
+        RopeScaling::PerDimension(divisors) => base(pair) / f64::from(divisors[pair]),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_len } => {
+            // Long waves are stretched by `factor`, short ones are left alone, those between are interpolated.
+            let frequency = base(pair);
+            let wave_len = 2.0 * std::f64::consts::PI / frequency;
+            let turns = *original_context_len as f64 / wave_len;
+            let share = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+            frequency * (share + (1.0 - share) / factor)
+        }
+    };
+    (0..config.head_dim / 2).map(|pair| scale(pair) as f32).collect()
+}

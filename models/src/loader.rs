@@ -1,0 +1,384 @@
+//! Weights by name: one view over safetensors shards or a GGUF file, with the names that Hugging Face gives them.
+//!
+//! Linear layers come out packed for the kernels, in f32 or in the ggml type of the file, or quantised on the way if
+//! the caller asks for it. Every tensor is checked against the shape that the config implies.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    ops::{Deref, Range},
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+};
+
+use candle_core::{Device, Tensor, quantized::GgmlDType, quantized::QTensor};
+use kernels::{GgmlType, PackedLinear};
+use memmap2::Mmap;
+use rayon::prelude::*;
+
+use crate::{CausalConfig, ModelError, source::memory};
+
+/// Rows that one task quantises; small enough to share out, large enough to amortise the call.
+const QUANTIZE_ROWS: usize = 64;
+
+/// Bytes of a weight file. Cloning shares them.
+#[derive(Debug, Clone)]
+pub enum FileBytes {
+    /// A file, mapped.
+    Mapped(Arc<Mmap>),
+    /// Bytes that are part of the program.
+    Embedded(&'static [u8]),
+    /// Bytes in memory.
+    Owned(Arc<[u8]>),
+}
+
+impl FileBytes {
+    /// Maps a file.
+    pub fn map(path: &Path) -> Result<Self, ModelError> {
+        let failed = |source| ModelError::Io { path: path.into(), source };
+        let file = File::open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(std::io::Error::other("it is not a regular file")));
+        }
+        // SAFETY: the mapping is private and read-only, and every offset into it is checked against its length when
+        // the header is parsed (`WeightStore::from_safetensors`, `GgufFile::parse`). What cannot be checked: nobody
+        // may cut the file short while it is loaded; the store, and the mapping with it, is dropped after loading.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        Ok(Self::Mapped(Arc::new(map)))
+    }
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// What linear weights become at load, whatever the file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantize {
+    /// f32; quantised weights are expanded.
+    F32,
+    /// 8.5 bits a weight.
+    Q8_0,
+    /// 4.5 bits a weight; rows that are not a multiple of 256 long become `Q8_0`.
+    Q4K,
+}
+
+impl FromStr for Quantize {
+    type Err = ModelError;
+
+    fn from_str(text: &str) -> Result<Self, ModelError> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "q8_0" => Ok(Self::Q8_0),
+            "q4_k" => Ok(Self::Q4K),
+            other => Err(ModelError::Unsupported {
+                origin: "quantize".into(),
+                field: "type".into(),
+                value: format!("`{other}`"),
+                supported: "f32, q8_0, q4_k".into(),
+            }),
+        }
+    }
+}
+
+/// Bytes of a row of `len` values, or `None` if a row is not a whole number of blocks or too long to count.
+pub(crate) fn row_bytes(stored: GgmlType, len: usize) -> Option<usize> {
+    let num_blocks = len.is_multiple_of(stored.block_len()).then_some(len / stored.block_len())?;
+    num_blocks.checked_mul(stored.block_bytes())
+}
+
+/// One tensor of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct TensorEntry {
+    /// Index into the store's files.
+    pub(crate) file: usize,
+    pub(crate) stored: GgmlType,
+    /// Outermost axis first: `[out, in]` or `[len]`.
+    pub(crate) shape: Vec<usize>,
+    /// Bytes within the file; checked against its length.
+    pub(crate) bytes: Range<usize>,
+}
+
+/// Heads of the rows that a GGUF file holds in interleaved order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Interleaved {
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
+}
+
+/// The weights of a model, by Hugging Face name. Each is read once; [`WeightStore::finish`] reports what is left.
+#[derive(Debug)]
+pub struct WeightStore {
+    origin: String,
+    files: Vec<FileBytes>,
+    /// Tensors not yet read.
+    left: HashMap<String, TensorEntry>,
+    quantize: Option<Quantize>,
+    interleaved: Option<Interleaved>,
+    family: &'static str,
+    tied: bool,
+    num_fallbacks: usize,
+    formats: BTreeMap<String, FormatUse>,
+}
+
+/// Tensors of one format in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FormatUse {
+    /// How many tensors.
+    pub num_tensors: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+/// What was loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadSummary {
+    /// By format, `from -> to` where the two differ.
+    pub formats: BTreeMap<String, FormatUse>,
+    /// Bytes of all weights.
+    pub bytes: usize,
+}
+
+impl WeightStore {
+    /// A store over tensors that are already checked against their files.
+    pub(crate) fn new(
+        origin: String,
+        files: Vec<FileBytes>,
+        tensors: HashMap<String, TensorEntry>,
+        config: &CausalConfig,
+        quantize: Option<Quantize>,
+    ) -> Self {
+        Self {
+            origin,
+            files,
+            left: tensors,
+            quantize,
+            interleaved: None,
+            family: config.family.name(),
+            tied: config.tie_embeddings,
+            num_fallbacks: 0,
+            formats: BTreeMap::new(),
+        }
+    }
+
+    /// Declares that the rows of q and k lie in interleaved order.
+    pub(crate) fn with_interleaved(mut self, heads: Interleaved) -> Self {
+        self.interleaved = Some(heads);
+        self
+    }
+
+    /// Whether a tensor of this full name is there and not yet read.
+    pub fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
+    /// The weight of the linear layer `name` (without `.weight`), `[out, inp]`.
+    pub fn linear(&mut self, name: &str, out: usize, inp: usize) -> Result<PackedLinear, ModelError> {
+        let full_name = format!("{name}.weight");
+        let entry = self.take(&full_name, &[out, inp])?;
+        let reordered = self.reordered(name, &entry, inp)?;
+        let bytes = reordered.as_deref().unwrap_or(&self.files[entry.file][entry.bytes.clone()]);
+        let target = self.target(entry.stored, inp);
+        let packed = match target {
+            _ if target == entry.stored => PackedLinear::from_ggml(target, bytes, out, inp)?,
+            GgmlType::F32 => PackedLinear::from_f32(&to_f32(entry.stored, bytes)?, out, inp)?,
+            _ => {
+                let blocks = quantize_rows(&to_f32(entry.stored, bytes)?, inp, target)?;
+                PackedLinear::from_ggml(target, &blocks, out, inp)?
+            }
+        };
+        if self.quantize == Some(Quantize::Q4K) && target == GgmlType::Q8_0 {
+            self.num_fallbacks += 1;
+        }
+        self.note(entry.stored, target, packed_bytes(target, inp) * out);
+        Ok(packed)
+    }
+
+    /// The 1-D tensor `name` (with its `.weight` or `.bias`), f32 on the CPU.
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Tensor, ModelError> {
+        let entry = self.take(name, &[len])?;
+        let reordered = match name.strip_suffix(".bias") {
+            Some(layer) => self.reordered(layer, &entry, 1)?,
+            None => None,
+        };
+        let bytes = reordered.as_deref().unwrap_or(&self.files[entry.file][entry.bytes.clone()]);
+        let values = to_f32(entry.stored, bytes)?;
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            return Err(ModelError::BadConfig {
+                origin: self.origin.clone(),
+                reason: format!("tensor `{name}` contains {value}"),
+            });
+        }
+        self.note(entry.stored, GgmlType::F32, len * size_of::<f32>());
+        Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+    }
+
+    /// Refuses tensors that nobody read, and logs what was loaded.
+    pub fn finish(self) -> Result<LoadSummary, ModelError> {
+        let is_expected = |name: &&str| is_derived(name) || (self.tied && *name == HEAD);
+        let mut unused: Vec<&str> = self.left.keys().map(String::as_str).filter(|name| !is_expected(name)).collect();
+        if !unused.is_empty() {
+            unused.sort_unstable();
+            return Err(ModelError::UnusedTensors {
+                origin: self.origin,
+                count: unused.len(),
+                family: self.family,
+                examples: unused.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+            });
+        }
+        for (format, used) in &self.formats {
+            tracing::info!(format, tensors = used.num_tensors, mib = used.bytes >> 20, "weights loaded");
+        }
+        if self.num_fallbacks > 0 {
+            tracing::info!(
+                tensors = self.num_fallbacks,
+                "rows that are not a multiple of 256 long were quantised to Q8_0 instead of Q4_K"
+            );
+        }
+        let bytes = self.formats.values().map(|used| used.bytes).sum();
+        Ok(LoadSummary { formats: self.formats, bytes })
+    }
+
+    /// Refuses to start reading weights that cannot fit. Silent where the system does not say how much is free.
+    pub fn check_memory(&self) -> Result<(), ModelError> {
+        match memory::available_bytes() {
+            Some(available) => memory::check(self.needed_bytes(), available),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of the packed weights plus the largest tensor in f32, which conversion needs beside them.
+    pub fn needed_bytes(&self) -> u64 {
+        let mut packed = 0u64;
+        let mut scratch = 0u64;
+        for (name, entry) in &self.left {
+            let row_len = entry.shape.last().copied().unwrap_or(0);
+            let num_rows: usize = entry.shape.iter().rev().skip(1).product();
+            if self.tied && name == HEAD {
+                continue;
+            }
+            let target = match entry.shape.len() {
+                1 => GgmlType::F32,
+                _ => self.target(entry.stored, row_len),
+            };
+            packed += (packed_bytes(target, row_len) * num_rows) as u64;
+            scratch = scratch.max((packed_bytes(GgmlType::F32, row_len) * num_rows) as u64);
+        }
+        packed + scratch
+    }
+
+    /// Takes a tensor out of the store after checking its shape.
+    fn take(&mut self, name: &str, expected: &[usize]) -> Result<TensorEntry, ModelError> {
+        let Some(entry) = self.left.remove(name) else {
+            return Err(ModelError::MissingTensor { origin: self.origin.clone(), name: name.into() });
+        };
+        if entry.shape != expected {
+            return Err(ModelError::WrongShape {
+                name: name.into(),
+                expected: expected.to_vec(),
+                got: entry.shape,
+            });
+        }
+        Ok(entry)
+    }
+
+    /// What a linear weight with rows of `row_len` becomes.
+    fn target(&self, stored: GgmlType, row_len: usize) -> GgmlType {
+        let fits = |ggml: GgmlType| row_len.is_multiple_of(ggml.block_len());
+        match (self.quantize, stored) {
+            (Some(Quantize::F32), _) | (None, GgmlType::F16 | GgmlType::BF16) => GgmlType::F32,
+            (None, stored) => stored,
+            (Some(Quantize::Q4K), _) if fits(GgmlType::Q4_K) => GgmlType::Q4_K,
+            (Some(Quantize::Q4K | Quantize::Q8_0), _) if fits(GgmlType::Q8_0) => GgmlType::Q8_0,
+            (Some(_), _) => GgmlType::F32,
+        }
+    }
+
+    /// The bytes of a q or k projection in half-split order, if the file has them interleaved.
+    ///
+    /// Within a head the file holds row `2j + s` where RoPE over halves wants row `s * head_dim / 2 + j`. Rows are
+    /// independent in every stored type, so they move as bytes.
+    fn reordered(&self, layer: &str, entry: &TensorEntry, row_len: usize) -> Result<Option<Vec<u8>>, ModelError> {
+        let Some(heads) = self.interleaved else { return Ok(None) };
+        let num_heads = match layer.rsplit('.').next() {
+            Some("q_proj") => heads.num_heads,
+            Some("k_proj") => heads.num_kv_heads,
+            _ => return Ok(None),
+        };
+        let source = &self.files[entry.file][entry.bytes.clone()];
+        let half = entry.shape[0] / num_heads / 2;
+        let row_bytes = row_bytes(entry.stored, row_len).filter(|bytes| num_heads * half * 2 * bytes == source.len());
+        let Some(row_bytes) = row_bytes else {
+            return Err(ModelError::BadConfig {
+                origin: self.origin.clone(),
+                reason: format!("`{layer}` does not consist of {num_heads} heads of even width"),
+            });
+        };
+        let mut target = Vec::with_capacity(source.len());
+        for head in source.chunks_exact(half * 2 * row_bytes) {
+            for parity in 0..2 {
+                for pair in 0..half {
+                    let row = (2 * pair + parity) * row_bytes;
+                    target.extend_from_slice(&head[row..row + row_bytes]);
+                }
+            }
+        }
+        Ok(Some(target))
+    }
+
+    fn note(&mut self, stored: GgmlType, target: GgmlType, bytes: usize) {
+        let format = match stored == target {
+            true => stored.name().to_string(),
+            false => format!("{} -> {}", stored.name(), target.name()),
+        };
+        let used = self.formats.entry(format).or_default();
+        used.num_tensors += 1;
+        used.bytes += bytes;
+    }
+}
+
+/// The language-model head, by its Hugging Face name.
+const HEAD: &str = "lm_head.weight";
+
+/// Bytes of a row of `len` values, a multiple of the block.
+fn packed_bytes(ggml: GgmlType, len: usize) -> usize {
+    len / ggml.block_len() * ggml.block_bytes()
+}
+
+/// Whether a tensor is no weight but follows from the config, or has done its duty there.
+pub(crate) fn is_derived(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || name.ends_with("attn.masked_bias") || name == "rope_freqs.weight"
+}
+
+/// Expands stored values to f32; `bytes` is a whole number of blocks.
+pub(crate) fn to_f32(stored: GgmlType, bytes: &[u8]) -> Result<Vec<f32>, ModelError> {
+    let mut values = vec![0.0; bytes.len() / stored.block_bytes() * stored.block_len()];
+    kernels::dequantize(stored, bytes, &mut values)?;
+    Ok(values)
+}
+
+/// Quantises rows of `row_len`, a multiple of the block, into consecutive blocks.
+fn quantize_rows(values: &[f32], row_len: usize, to: GgmlType) -> Result<Vec<u8>, ModelError> {
+    let dtype = match to {
+        GgmlType::Q4_K => GgmlDType::Q4K,
+        _ => GgmlDType::Q8_0,
+    };
+    let parts = values
+        .par_chunks(row_len * QUANTIZE_ROWS)
+        .map(|rows| {
+            let rows = Tensor::from_slice(rows, (rows.len() / row_len, row_len), &Device::Cpu)?;
+            Ok(QTensor::quantize(&rows, dtype)?.data()?.into_owned())
+        })
+        .collect::<Result<Vec<_>, ModelError>>()?;
+    Ok(parts.concat())
+}

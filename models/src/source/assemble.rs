@@ -1,0 +1,118 @@
+//! Puts the parts of a model together and checks that they fit.
+
+use std::{fs, path::Path, sync::Arc};
+
+use super::{
+    END_OF_TURN, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel,
+    folder::ModelFiles,
+    gguf::{self, GgufFile},
+    safetensors,
+};
+use crate::{CausalConfig, ChatTemplate, ModelError, TokenId, Tokenizer, WeightStore, loader::FileBytes};
+
+/// Everything but the weights.
+struct Parts {
+    id: String,
+    origin: String,
+    config: CausalConfig,
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+    /// End tokens beyond those of the config.
+    stop_ids: Vec<TokenId>,
+    generation: GenerationDefaults,
+    jacobi: Option<JacobiHints>,
+}
+
+/// Loads a model out of a folder, or out of the program.
+pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let config = CausalConfig::from_hf_json(&files.config()?, &files.path("config.json"))?;
+    let tokenizer = match &options.tokenizer {
+        Some(path) => Tokenizer::from_file(path)?,
+        None => files.tokenizer()?,
+    };
+    let chat_template = match &options.chat_template {
+        Some(path) => {
+            let (bos, eos) = files.template_tokens()?;
+            Some(ChatTemplate::new(&read_template(path)?, bos, eos)?)
+        }
+        None => files.chat_template()?,
+    };
+    let (generation, mut stop_ids) = files.generation()?;
+    stop_ids.extend(files.tokenizer_eos()?.and_then(|eos| tokenizer.token_id(&eos)));
+    let origin = files.origin();
+    let jacobi = files.jacobi()?;
+    let weights = safetensors::weights(&origin, files.shards()?, &config, options.quantize)?;
+    finish(Parts { id, origin, config, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
+}
+
+/// Loads a GGUF file.
+pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let origin = path.display().to_string();
+    let file = GgufFile::parse(FileBytes::map(path)?, &origin)?;
+    let config = CausalConfig::from_gguf(&file)?;
+    let tokenizer = match &options.tokenizer {
+        Some(path) => Tokenizer::from_file(path)?,
+        None => gguf::tokenizer(&file)?,
+    };
+    let named = |key: &str| gguf::named_token(&file, &tokenizer, key);
+    let bos = named("tokenizer.ggml.bos_token_id")?;
+    let eos = named("tokenizer.ggml.eos_token_id")?;
+    let chat_template = match (&options.chat_template, file.text("tokenizer.chat_template")) {
+        (Some(path), _) => Some(ChatTemplate::new(&read_template(path)?, bos, eos)?),
+        (None, Some(source)) => {
+            let template = ChatTemplate::new(source, bos, eos)?;
+            Some(match file.text("tokenizer.chat_template.tool_use") {
+                Some(tools) => template.with_tool_template(tools)?,
+                None => template,
+            })
+        }
+        (None, None) => None,
+    };
+    let stop_ids = gguf::end_of_turn_ids(&file)?;
+    let width = file.integer("leapfrog.jacobi.n")?;
+    let guess = file.text("leapfrog.jacobi.guess").map(String::from);
+    let jacobi = width.map(|width| JacobiHints { width, guess }.checked(&origin)).transpose()?;
+    let generation = GenerationDefaults::default();
+    let weights = file.weights(&config, options.quantize);
+    finish(Parts { id, origin, config, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
+}
+
+fn read_template(path: &Path) -> Result<String, ModelError> {
+    fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.into(), source })
+}
+
+/// Checks that the parts belong together, then reads the weights.
+fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelError> {
+    let Parts { id, origin, config, tokenizer, chat_template, stop_ids, generation, jacobi } = parts;
+    let vocab_size = config.vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
+        return Err(ModelError::TokenizerTooLarge { max_id: tokenizer.vocab_size() as u32 - 1, vocab_size });
+    }
+    let end_of_turn = END_OF_TURN.iter().filter_map(|name| tokenizer.token_id(name));
+    let mut stop_ids: Vec<TokenId> = config
+        .eos_ids
+        .iter()
+        .copied()
+        .chain(stop_ids)
+        .chain(end_of_turn.filter(|id| tokenizer.is_special(*id)))
+        .filter(|id| (id.0 as usize) < vocab_size)
+        .collect();
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    if stop_ids.is_empty() {
+        return Err(ModelError::NoEndToken { origin });
+    }
+    weights.check_memory()?;
+    let backbone = crate::arch::build(&config, &mut weights)?;
+    let summary = weights.finish()?;
+    Ok(LoadedModel {
+        id,
+        backbone,
+        tokenizer: Arc::new(tokenizer),
+        chat_template: chat_template.map(Arc::new),
+        stop_ids,
+        generation,
+        jacobi,
+        summary,
+    })
+}

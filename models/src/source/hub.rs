@@ -1,0 +1,171 @@
+//! Models from the Hugging Face Hub, through the cache that all Hugging Face tools share.
+//!
+//! `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE` and `HF_ENDPOINT` work as everywhere; `HF_HUB_OFFLINE` forbids the network.
+
+use std::{
+    env,
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hf_hub::{
+    HFClient,
+    progress::{DownloadEvent, FileProgress, ProgressEvent, ProgressHandler},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{CausalConfig, ModelError};
+
+/// What a folder snapshot needs: config, tokenizer, template and weights.
+const WANTED: [&str; 3] = ["*.json", "*.jinja", "*.safetensors"];
+/// Copies of the weights in other layouts, and everything in folders.
+const UNWANTED: [&str; 2] = ["*/*", "consolidated*"];
+/// A log line is written each time so many percent more are there.
+const LOG_EVERY_PERCENT: u64 = 10;
+
+/// What was downloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Download {
+    /// A folder with config, tokenizer and safetensors.
+    Folder(PathBuf),
+    /// One GGUF file.
+    Gguf(PathBuf),
+}
+
+/// Gets a repository, or one GGUF file of it, into the cache.
+pub(crate) fn download(repo: &str, revision: Option<&str>, file: Option<&str>) -> Result<Download, ModelError> {
+    let offline = is_offline(env::var("HF_HUB_OFFLINE").ok().as_deref());
+    let failed = |error: hf_hub::HFError| {
+        let hint = if offline { " (HF_HUB_OFFLINE is set, so only the cache was searched)" } else { "" };
+        let reason = error.to_string();
+        ModelError::Hub { repo: repo.into(), reason: format!("{}{hint}", reason.lines().next().unwrap_or_default()) }
+    };
+    let client = HFClient::builder().build_sync().map_err(failed)?;
+    let (owner, name) = repo.split_once('/').ok_or_else(|| ModelError::BadSource { name: repo.into() })?;
+    let repository = client.model(owner, name);
+    let one_file = |file: &str| {
+        repository
+            .download_file()
+            .filename(file)
+            .maybe_revision(revision)
+            .local_files_only(offline)
+            .progress(DownloadProgress::new(repo))
+            .send()
+            .map_err(failed)
+    };
+    if let Some(file) = file {
+        return one_file(file).map(Download::Gguf);
+    }
+
+    // The config first: whether the family is supported is known before gigabytes are on their way.
+    let config = one_file("config.json")?;
+    let text = std::fs::read_to_string(&config).map_err(|source| ModelError::Io { path: config.clone(), source })?;
+    CausalConfig::from_hf_json(&text, &config)?;
+    let folder = repository
+        .snapshot_download()
+        .maybe_revision(revision)
+        .allow_patterns(WANTED.map(String::from).to_vec())
+        .ignore_patterns(UNWANTED.map(String::from).to_vec())
+        .local_files_only(offline)
+        .progress(DownloadProgress::new(repo))
+        .send()
+        .map_err(failed)?;
+    Ok(Download::Folder(folder))
+}
+
+/// Reads a switch the way the Python library does.
+fn is_offline(value: Option<&str>) -> bool {
+    value.is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
+
+/// A bar on a terminal, log lines elsewhere.
+struct DownloadProgress {
+    repo: String,
+    bar: Option<ProgressBar>,
+    total: AtomicU64,
+    /// Bytes of files that are complete.
+    done: AtomicU64,
+    logged_percent: AtomicU64,
+}
+
+impl DownloadProgress {
+    fn new(repo: &str) -> Arc<Self> {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message(repo.to_string());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        let zero = || AtomicU64::new(0);
+        Arc::new(Self { repo: repo.into(), bar, total: zero(), done: zero(), logged_percent: zero() })
+    }
+
+    fn show(&self, bytes: u64) {
+        let total = self.total.load(Ordering::Relaxed);
+        if let Some(bar) = &self.bar {
+            bar.set_position(bytes.min(total));
+            return;
+        }
+        let percent = (bytes.min(total) * 100).checked_div(total).unwrap_or(100);
+        let step = percent / LOG_EVERY_PERCENT * LOG_EVERY_PERCENT;
+        if self.logged_percent.fetch_max(step, Ordering::Relaxed) < step {
+            tracing::info!(repo = self.repo, percent = step, mib = bytes >> 20, "downloading");
+        }
+    }
+
+    /// Bytes of complete files are kept; those of running ones are reported anew each time.
+    fn add(&self, files: &[FileProgress]) {
+        let (complete, running): (Vec<_>, Vec<_>) =
+            files.iter().partition(|file| file.status == hf_hub::progress::FileStatus::Complete);
+        let complete: u64 = complete.iter().map(|file| file.total_bytes).sum();
+        let done = self.done.fetch_add(complete, Ordering::Relaxed) + complete;
+        self.show(done + running.iter().map(|file| file.bytes_completed).sum::<u64>());
+    }
+}
+
+impl ProgressHandler for DownloadProgress {
+    fn on_progress(&self, event: &ProgressEvent) {
+        let ProgressEvent::Download(event) = event else { return };
+        match event {
+            DownloadEvent::Start { total_files, total_bytes } => {
+                self.total.store(*total_bytes, Ordering::Relaxed);
+                match &self.bar {
+                    Some(bar) => bar.set_length(*total_bytes),
+                    None if *total_bytes > 0 => {
+                        tracing::info!(repo = self.repo, files = total_files, mib = total_bytes >> 20, "downloading");
+                    }
+                    None => {}
+                }
+            }
+            DownloadEvent::Progress { files } => self.add(files),
+            DownloadEvent::AggregateProgress { bytes_completed, .. } => self.show(*bytes_completed),
+            DownloadEvent::Complete => {
+                if let Some(bar) = &self.bar {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offline_is_read_as_python_reads_it() {
+        for on in ["1", "true", "YES", "On"] {
+            assert!(is_offline(Some(on)), "{on}");
+        }
+        for off in [None, Some("0"), Some(""), Some("no")] {
+            assert!(!is_offline(off), "{off:?}");
+        }
+    }
+}

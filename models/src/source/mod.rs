@@ -1,0 +1,202 @@
+//! Where a model comes from, and everything that is loaded with it.
+
+mod assemble;
+pub(crate) mod folder;
+pub mod gguf;
+mod hub;
+pub mod memory;
+mod safetensors;
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Backbone, ModelError, TokenId,
+    loader::{LoadSummary, Quantize},
+    source::folder::ModelFiles,
+    text::{ChatTemplate, Tokenizer},
+};
+
+/// Where a model lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The small model that is part of the program.
+    BuiltIn,
+    /// A folder in the layout of a Hugging Face repository.
+    Folder(PathBuf),
+    /// One GGUF file.
+    Gguf(PathBuf),
+    /// A repository of the Hugging Face Hub.
+    Hub {
+        /// `org/name`.
+        repo: String,
+        /// Branch, tag or commit; `None` is `main`.
+        revision: Option<String>,
+        /// A GGUF file of the repository; `None` loads its safetensors, or its only GGUF file.
+        file: Option<String>,
+    },
+}
+
+/// How to load a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// What linear weights become; `None` keeps ggml types as they are and makes everything else f32.
+    pub quantize: Option<Quantize>,
+    /// A `tokenizer.json` to use instead of the model's own.
+    pub tokenizer: Option<PathBuf>,
+    /// A Jinja file to use instead of the model's own chat template.
+    pub chat_template: Option<PathBuf>,
+}
+
+/// A model with everything that belongs to it.
+pub struct LoadedModel {
+    /// What the source calls it: the repository, or the name of the folder or file.
+    pub id: String,
+    /// The weights, wired.
+    pub backbone: Box<dyn Backbone>,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Messages to text, if the model is a chat model.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+    /// Tokens that end a text: of the config, the generation config, and the chat format. Never empty.
+    pub stop_ids: Vec<TokenId>,
+    /// Sampling settings that the model's authors recommend.
+    pub generation: GenerationDefaults,
+    /// How the model was trained for Jacobi decoding, if it was.
+    pub jacobi: Option<JacobiHints>,
+    /// Formats and bytes of the weights.
+    pub summary: LoadSummary,
+}
+
+impl fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedModel").field("id", &self.id).field("spec", self.backbone.spec()).finish_non_exhaustive()
+    }
+}
+
+/// Sampling settings from `generation_config.json`; absent ones are `None`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+pub struct GenerationDefaults {
+    /// Whether to sample at all; false means greedy whatever the temperature.
+    pub do_sample: Option<bool>,
+    /// Divides the logits.
+    pub temperature: Option<f32>,
+    /// Mass of the likeliest tokens to keep.
+    pub top_p: Option<f32>,
+    /// Number of the likeliest tokens to keep.
+    pub top_k: Option<usize>,
+    /// Least probability relative to the likeliest token.
+    pub min_p: Option<f32>,
+    /// Factor against tokens already seen.
+    pub repetition_penalty: Option<f32>,
+    /// Most tokens to generate.
+    pub max_new_tokens: Option<usize>,
+}
+
+/// How a consistency model was trained.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+pub struct JacobiHints {
+    /// Block width of the training, in tokens.
+    #[serde(rename = "n")]
+    pub width: usize,
+    /// Name of the rule for initial guesses.
+    pub guess: Option<String>,
+}
+
+impl JacobiHints {
+    /// Refuses a width that no decoder can use.
+    fn checked(self, origin: &str) -> Result<Self, ModelError> {
+        if (1..=MAX_JACOBI_WIDTH).contains(&self.width) {
+            return Ok(self);
+        }
+        Err(ModelError::BadConfig {
+            origin: origin.into(),
+            reason: format!("the Jacobi width is {}, it must be between 1 and {MAX_JACOBI_WIDTH}", self.width),
+        })
+    }
+}
+
+/// Widest block that a model may claim to be trained for, in tokens.
+const MAX_JACOBI_WIDTH: usize = 1024;
+/// Tokens that end a turn in the common chat formats. A vocabulary has at most a few of them.
+const END_OF_TURN: [&str; 6] =
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|EOT|>"];
+
+impl FromStr for ModelSource {
+    type Err = ModelError;
+
+    /// `builtin`, a path that exists, or a Hub id: `org/name`, `org/name@revision`, `org/name/file.gguf`,
+    /// `org/name/file.gguf@revision`. What looks like a path but does not exist is an error, not a Hub id.
+    fn from_str(text: &str) -> Result<Self, ModelError> {
+        if text == "builtin" {
+            return Ok(Self::BuiltIn);
+        }
+        let path = Path::new(text);
+        if path.is_dir() {
+            return Ok(Self::Folder(path.into()));
+        }
+        if path.exists() {
+            return Ok(Self::Gguf(path.into()));
+        }
+        let (id, revision) = match text.split_once('@') {
+            Some((id, revision)) => (id, Some(revision)),
+            None => (text, None),
+        };
+        let parts: Vec<&str> = id.split('/').collect();
+        let is_name = |part: &&str| {
+            !part.is_empty()
+                && !part.starts_with(['.', '-', '~'])
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        };
+        let is_id = parts.iter().all(is_name) && revision.is_none_or(|revision| !revision.is_empty());
+        match parts[..] {
+            [owner, name] if is_id && !name.ends_with(".gguf") && !name.ends_with(".safetensors") => Ok(Self::Hub {
+                repo: format!("{owner}/{name}"),
+                revision: revision.map(String::from),
+                file: None,
+            }),
+            [owner, name, ref file @ ..] if is_id && id.ends_with(".gguf") && !file.is_empty() => Ok(Self::Hub {
+                repo: format!("{owner}/{name}"),
+                revision: revision.map(String::from),
+                file: Some(file.join("/")),
+            }),
+            _ if parts.len() > 1 || text.ends_with(".gguf") => Err(ModelError::NoSuchPath { path: path.into() }),
+            _ => Err(ModelError::BadSource { name: text.into() }),
+        }
+    }
+}
+
+/// Loads a model: files, config, tokenizer, chat template and weights, in the order of their cost, so that what is
+/// broken is found before gigabytes are read.
+pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    match source {
+        ModelSource::BuiltIn => assemble::folder("builtin".into(), &crate::builtin::files(), options),
+        ModelSource::Folder(path) => {
+            let id = path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(lossy);
+            assemble::folder(id.unwrap_or_else(|| lossy(path.as_os_str())), &ModelFiles::Folder(path.clone()), options)
+        }
+        ModelSource::Gguf(path) => {
+            let id = path.file_stem().map_or_else(|| lossy(path.as_os_str()), lossy);
+            assemble::gguf(id, path, options)
+        }
+        ModelSource::Hub { repo, revision, file } => {
+            match hub::download(repo, revision.as_deref(), file.as_deref())? {
+                hub::Download::Folder(folder) => {
+                    assemble::folder(repo.clone(), &ModelFiles::Folder(folder), options)
+                }
+                hub::Download::Gguf(path) => assemble::gguf(repo.clone(), &path, options),
+            }
+        }
+    }
+}
+
+fn lossy(name: &OsStr) -> String {
+    name.to_string_lossy().into_owned()
+}

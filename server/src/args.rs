@@ -1,0 +1,238 @@
+//! The command line: exactly what was typed. What it means is decided in [`crate::settings`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+const EXAMPLES: &str = "\
+Examples:
+  leapfrog                                        serve the small built-in model on http://127.0.0.1:8080
+  leapfrog serve --model ./my-model               serve a folder with config.json and *.safetensors
+  leapfrog serve --model model.gguf --port 9000   serve one GGUF file
+  leapfrog serve --model org/name                 download a model from the Hugging Face Hub and serve it
+  leapfrog health --ready                         exit with 0 if the server on this machine takes requests
+
+Then:
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'
+
+Every option of `serve` can also be given as an environment variable (LEAPFROG_PORT for --port) or in a file
+leapfrog.toml (port = 8080; dashes become underscores). The command line wins over the environment, and the
+environment over the file.";
+
+/// Serves language models over an OpenAI-compatible HTTP API and decodes many tokens per forward pass.
+///
+/// Without a command it serves; without a model it serves the small one that is built in.
+#[derive(Debug, Parser)]
+#[command(name = "leapfrog", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; nothing means `serve`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of `serve`, for when the command is left out.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load a model and serve it (the default)
+    #[command(after_help = EXAMPLES)]
+    Serve(Box<ServeArgs>),
+    /// Ask a running server how it is: exit code 0 is well, 1 is not
+    Health(HealthArgs),
+}
+
+/// Options of `health`.
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// Base address of the server [default: http://127.0.0.1:8080, or the port in LEAPFROG_PORT]
+    #[arg(long, env = "LEAPFROG_URL")]
+    pub url: Option<String>,
+    /// Ask whether it takes requests, not only whether it runs
+    #[arg(long)]
+    pub ready: bool,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One readable line an event.
+    #[default]
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// What runs the model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// Options of `serve`. The same struct reads `leapfrog.toml`, so that no option can be missing there.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeArgs {
+    /// File with options [default: leapfrog.toml in the current folder, if there is one]
+    #[arg(long, env = "LEAPFROG_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Folder, .gguf file, or Hub id (org/name, org/name@revision) [default: the built-in model]
+    #[arg(long, short, env = "LEAPFROG_MODEL", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Name that clients may use for the model; repeat for more. The model's own name stays valid
+    #[arg(long, env = "LEAPFROG_MODEL_ID", value_delimiter = ',', value_name = "NAME", help_heading = "Model")]
+    pub model_id: Vec<String>,
+    /// Convert the weights while loading: f32, q8_0 or q4_k [default: keep quantised weights, else f32]
+    #[arg(long, env = "LEAPFROG_QUANTIZE", value_name = "TYPE", help_heading = "Model")]
+    pub quantize: Option<String>,
+    /// A tokenizer.json to use instead of the model's own
+    #[arg(long, env = "LEAPFROG_TOKENIZER", value_name = "FILE", help_heading = "Model")]
+    pub tokenizer: Option<PathBuf>,
+    /// A Jinja file to use instead of the model's own chat template
+    #[arg(long, env = "LEAPFROG_CHAT_TEMPLATE", value_name = "FILE", help_heading = "Model")]
+    pub chat_template: Option<PathBuf>,
+    /// What runs the model [default: cpu]
+    #[arg(long, env = "LEAPFROG_DEVICE", value_enum, help_heading = "Model")]
+    pub device: Option<Device>,
+
+    /// Requests that decode at the same time [default: 8]
+    #[arg(long, env = "LEAPFROG_MAX_CONCURRENT", value_name = "N", help_heading = "Engine")]
+    pub max_concurrent: Option<usize>,
+    /// Requests that may wait; one more is answered with 429 [default: 64]
+    #[arg(long, env = "LEAPFROG_MAX_QUEUE", value_name = "N", help_heading = "Engine")]
+    pub max_queue: Option<usize>,
+    /// Most tokens of one forward pass while prompts are read [default: 512]
+    #[arg(long, env = "LEAPFROG_MAX_ROWS", value_name = "N", help_heading = "Engine")]
+    pub max_rows: Option<usize>,
+    /// Tokens that the KV cache holds, of all requests together [default: by memory]
+    #[arg(long, env = "LEAPFROG_KV_TOKENS", value_name = "N", help_heading = "Engine")]
+    pub kv_tokens: Option<usize>,
+    /// Longest prompt plus completion, in tokens [default: the model's]
+    #[arg(long, env = "LEAPFROG_MAX_CONTEXT", value_name = "N", help_heading = "Engine")]
+    pub max_context: Option<usize>,
+    /// Widest Jacobi block of requests that name no width [default: the model's own, or 8]
+    #[arg(long, env = "LEAPFROG_WIDTH", value_name = "N", help_heading = "Engine")]
+    pub width: Option<usize>,
+    /// Threads of a forward pass [default: one per available core]
+    #[arg(long, env = "LEAPFROG_THREADS", value_name = "N", help_heading = "Engine")]
+    pub threads: Option<usize>,
+
+    /// Address to listen on; 0.0.0.0 lets other machines in [default: 127.0.0.1]
+    #[arg(long, env = "LEAPFROG_HOST", value_name = "ADDRESS", help_heading = "Network")]
+    pub host: Option<String>,
+    /// Port to listen on; 0 takes any free one [default: 8080]
+    #[arg(long, short, env = "LEAPFROG_PORT", help_heading = "Network")]
+    pub port: Option<u16>,
+    /// Key that clients must send as `Authorization: Bearer KEY`; repeat for more [default: none needed]
+    #[arg(
+        long,
+        env = "LEAPFROG_API_KEY",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "KEY",
+        help_heading = "Network"
+    )]
+    pub api_key: Vec<String>,
+    /// File with one key a line; empty lines and lines that start with # are skipped
+    #[arg(long, env = "LEAPFROG_API_KEY_FILE", value_name = "FILE", help_heading = "Network")]
+    pub api_key_file: Option<PathBuf>,
+    /// Web origin whose pages may call this server, or *; repeat for more [default: none]
+    #[arg(long, env = "LEAPFROG_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN", help_heading = "Network")]
+    pub cors_origin: Vec<String>,
+    /// Name that may stand in the Host header, besides localhost; repeat for more. Checked when listening on this
+    /// machine only, or when given [default: none]
+    #[arg(long, env = "LEAPFROG_ALLOWED_HOST", value_delimiter = ',', value_name = "NAME", help_heading = "Network")]
+    pub allowed_host: Vec<String>,
+    /// Largest request body, in bytes [default: 4194304]
+    #[arg(long, env = "LEAPFROG_MAX_BODY", value_name = "BYTES", help_heading = "Network")]
+    pub max_body: Option<usize>,
+    /// Refuse requests with unknown fields; otherwise the header x-leapfrog-ignored lists them [default: false]
+    #[arg(
+        long,
+        env = "LEAPFROG_STRICT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "BOOL",
+        help_heading = "Network"
+    )]
+    pub strict: Option<bool>,
+    /// After SIGTERM or Ctrl-C, how long running requests may still take, in seconds [default: 30]
+    #[arg(long, env = "LEAPFROG_DRAIN_TIMEOUT", value_name = "SECONDS", help_heading = "Network")]
+    pub drain_timeout: Option<u64>,
+
+    /// How log lines on stderr look [default: text]
+    #[arg(long, env = "LEAPFROG_LOG_FORMAT", value_enum, help_heading = "Logs")]
+    pub log_format: Option<LogFormat>,
+    /// error, warn, info, debug or trace, or a filter such as info,engine=debug [default: info]
+    #[arg(long, env = "LEAPFROG_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logs")]
+    pub log_level: Option<String>,
+}
+
+impl ServeArgs {
+    /// These options, and those of `fallback` where nothing was given.
+    pub fn or(self, fallback: Self) -> Self {
+        let list = |own: Vec<String>, other: Vec<String>| if own.is_empty() { other } else { own };
+        Self {
+            config: self.config,
+            model: self.model.or(fallback.model),
+            model_id: list(self.model_id, fallback.model_id),
+            quantize: self.quantize.or(fallback.quantize),
+            tokenizer: self.tokenizer.or(fallback.tokenizer),
+            chat_template: self.chat_template.or(fallback.chat_template),
+            device: self.device.or(fallback.device),
+            max_concurrent: self.max_concurrent.or(fallback.max_concurrent),
+            max_queue: self.max_queue.or(fallback.max_queue),
+            max_rows: self.max_rows.or(fallback.max_rows),
+            kv_tokens: self.kv_tokens.or(fallback.kv_tokens),
+            max_context: self.max_context.or(fallback.max_context),
+            width: self.width.or(fallback.width),
+            threads: self.threads.or(fallback.threads),
+            host: self.host.or(fallback.host),
+            port: self.port.or(fallback.port),
+            api_key: list(self.api_key, fallback.api_key),
+            api_key_file: self.api_key_file.or(fallback.api_key_file),
+            cors_origin: list(self.cors_origin, fallback.cors_origin),
+            allowed_host: list(self.allowed_host, fallback.allowed_host),
+            max_body: self.max_body.or(fallback.max_body),
+            strict: self.strict.or(fallback.strict),
+            drain_timeout: self.drain_timeout.or(fallback.drain_timeout),
+            log_format: self.log_format.or(fallback.log_format),
+            log_level: self.log_level.or(fallback.log_level),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_means_serve() {
+        let cli = Cli::try_parse_from(["leapfrog", "--port", "9000", "--strict"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!((cli.serve.port, cli.serve.strict), (Some(9000), Some(true)));
+        let cli = Cli::try_parse_from(["leapfrog", "serve", "--port", "9001", "--strict=false"]).unwrap();
+        let Some(Command::Serve(serve)) = cli.command else { panic!("`serve` was typed") };
+        assert_eq!((serve.port, serve.strict), (Some(9001), Some(false)));
+        assert!(Cli::try_parse_from(["leapfrog", "--port", "1", "serve"]).is_err(), "options belong to the command");
+    }
+}

@@ -1,0 +1,168 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::{Extension, extract::State, response::Response};
+use engine::{Commit, FinishReason, MAX_LOGPROBS, ModelInfo, TokenId, TokenRecord, Tokenizer};
+
+use super::{
+    fields::{Fields, JsonBody},
+    generate::{Job, Outcome, Wire, answer},
+    logprobs::{CompletionLogprobs, Offsets},
+    params::Params,
+    prompt::{Prompt, read_prompts},
+    tokens::tokenize,
+    types::CompletionChoice,
+};
+use crate::{error::ApiError, middleware::observe::RequestLog, state::AppState};
+
+/// Tokens that a request generates if it names no number.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Continues texts.
+pub(crate) async fn completions(
+    State(state): State<AppState>,
+    Extension(log): Extension<Arc<RequestLog>>,
+    JsonBody(mut fields): JsonBody,
+) -> Result<Response, ApiError> {
+    let served = state.served()?;
+    let info = served.engine.model();
+    let mut params = Params::take(&mut fields, &info.generation)?;
+    let model = served.resolve(params.model.take())?;
+    params.max_tokens = params.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
+    refuse_unsupported(&mut fields, params.n)?;
+    let logprobs = logprobs(&mut fields)?;
+    let echo = fields.take("echo")?.unwrap_or(false);
+    let prompts = read_prompts(fields.value("prompt").ok_or_else(|| ApiError::missing("prompt"))?)?;
+    let ignored = params.ignored(fields, state.settings().strict)?;
+
+    let prompts = encode(info, prompts).await?;
+    let echoes = if echo {
+        prompts.iter().flat_map(|(text, _)| std::iter::repeat_n(text.clone(), params.n)).collect()
+    } else {
+        Vec::new()
+    };
+    let tokens = prompts.into_iter().map(|(_, tokens)| tokens).collect();
+    let requests = params.requests(tokens, logprobs, logprobs.filter(|_| echo))?;
+    let wire = CompletionWire {
+        tokenizer: info.tokenizer.clone(),
+        logprobs: logprobs.is_some(),
+        offsets: requests.iter().map(|_| Offsets::default()).collect(),
+        echoes,
+    };
+    let job = Job {
+        model,
+        n: params.n,
+        seed: params.seed(),
+        stream: params.stream,
+        include_usage: params.include_usage,
+        ignored,
+    };
+    answer(&served, log, wire, job, requests).await
+}
+
+fn refuse_unsupported(fields: &mut Fields, n: usize) -> Result<(), ApiError> {
+    // The best of `n` out of `n` are all of them; a larger set would need a ranking.
+    fields.refuse("best_of", |best_of| *best_of == n)?;
+    fields.refuse("suffix", |suffix| suffix == "")?;
+    fields.refuse("response_format", |format| format.get("type").is_some_and(|kind| kind == "text"))?;
+    for name in ["prompt_embeds", "guided_json", "guided_regex", "guided_choice"] {
+        fields.refuse(name, |_| false)?;
+    }
+    Ok(())
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let logprobs: Option<usize> = fields.take("logprobs")?;
+    match logprobs {
+        Some(k) if k > MAX_LOGPROBS => Err(ApiError::invalid("logprobs", format!("{k} is more than {MAX_LOGPROBS}"))),
+        k => Ok(k),
+    }
+}
+
+/// Text and tokens of every prompt.
+async fn encode(info: &ModelInfo, prompts: Vec<Prompt>) -> Result<Vec<(String, Vec<TokenId>)>, ApiError> {
+    let (tokenizer, vocab_size) = (info.tokenizer.clone(), info.vocab_size);
+    // The engine checks the ids again; decoding an echo comes before that.
+    if let Some(token) = prompts.iter().filter_map(Prompt::tokens).flatten().find(|id| id.0 as usize >= vocab_size) {
+        let message = format!("token id {} is outside the vocabulary of {vocab_size}", token.0);
+        return Err(ApiError::invalid("prompt", message));
+    }
+    tokenize(tokenizer, move |tokenizer| {
+        let encoded = prompts.into_iter().map(|prompt| match prompt {
+            Prompt::Text(text) => tokenizer.encode(&text, true).map(|tokens| (text, tokens)),
+            Prompt::Tokens(tokens) => Ok((tokenizer.decode(&tokens), tokens)),
+        });
+        encoded.collect()
+    })
+    .await
+}
+
+struct CompletionWire {
+    tokenizer: Arc<Tokenizer>,
+    logprobs: bool,
+    /// Where the text of each choice stands.
+    offsets: Vec<Offsets>,
+    /// Text of the prompt of each choice; empty if nothing is echoed.
+    echoes: Vec<String>,
+}
+
+impl CompletionWire {
+    fn logprobs(&mut self, index: usize, records: &[TokenRecord]) -> Option<CompletionLogprobs> {
+        self.logprobs.then(|| self.offsets[index].logprobs(&self.tokenizer, records))
+    }
+
+    /// The lists of an echoed prompt. What follows it begins where its text ends, however its tokens are spelled.
+    fn echo_logprobs(&mut self, index: usize, records: &[TokenRecord]) -> Option<CompletionLogprobs> {
+        let logprobs = self.logprobs(index, records);
+        self.offsets[index].skip(&self.echoes[index]);
+        logprobs
+    }
+}
+
+impl Wire for CompletionWire {
+    type Delta = CompletionChoice;
+    type Choice = CompletionChoice;
+    const OBJECT: &'static str = "text_completion";
+    const CHUNK_OBJECT: &'static str = "text_completion";
+    const ID_PREFIX: &'static str = "cmpl-";
+
+    fn open(&mut self, index: usize) -> Option<CompletionChoice> {
+        // With log-probabilities the echo waits for them.
+        if self.logprobs {
+            return None;
+        }
+        let text = self.echoes.get(index)?.clone();
+        Some(CompletionChoice { index, text, logprobs: None, finish_reason: None })
+    }
+
+    fn prompt(&mut self, index: usize, records: &[TokenRecord]) -> Option<CompletionChoice> {
+        let text = self.echoes.get(index)?.clone();
+        let logprobs = self.echo_logprobs(index, records);
+        Some(CompletionChoice { index, text, logprobs, finish_reason: None })
+    }
+
+    fn commit(&mut self, index: usize, commit: Commit) -> Option<CompletionChoice> {
+        let shows = !commit.text.is_empty() || (self.logprobs && !commit.tokens.is_empty());
+        shows.then(|| {
+            let logprobs = self.logprobs(index, &commit.tokens);
+            CompletionChoice { index, text: commit.text, logprobs, finish_reason: None }
+        })
+    }
+
+    fn close(&mut self, index: usize, reason: FinishReason) -> CompletionChoice {
+        CompletionChoice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) }
+    }
+
+    fn whole(&mut self, index: usize, outcome: Outcome) -> CompletionChoice {
+        let mut text = self.echoes.get(index).cloned().unwrap_or_default();
+        text.push_str(&outcome.text);
+        let echoed = outcome.prompt.and_then(|records| self.echo_logprobs(index, &records));
+        let generated = self.logprobs(index, &outcome.tokens);
+        let logprobs = generated.map(|lists| match echoed {
+            Some(echoed) => echoed.followed_by(lists),
+            None => lists,
+        });
+        CompletionChoice { index, text, logprobs, finish_reason: Some(outcome.reason) }
+    }
+}

@@ -1,0 +1,56 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use serde::Serialize;
+
+use crate::{
+    error::ApiError,
+    state::{AppState, Served},
+};
+
+/// All names of the model.
+#[derive(Debug, Serialize)]
+pub(crate) struct ModelList {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+/// One name of the model.
+#[derive(Debug, Serialize)]
+pub(crate) struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// Longest prompt plus completion, in tokens, under the name that other servers use.
+    max_model_len: usize,
+}
+
+impl Model {
+    fn new(served: &Served, id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            object: "model",
+            created: served.created,
+            owned_by: "leapfrog",
+            max_model_len: served.engine.model().context_len,
+        }
+    }
+}
+
+/// Lists the names.
+pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
+    let served = state.served()?;
+    let data = served.names.iter().map(|id| Model::new(&served, id)).collect();
+    Ok(Json(ModelList { object: "list", data }))
+}
+
+/// Shows one name, which may hold slashes.
+pub(crate) async fn retrieve(State(state): State<AppState>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+    let served = state.served()?;
+    let id = served.resolve(Some(id))?;
+    Ok(Json(Model::new(&served, &id)))
+}

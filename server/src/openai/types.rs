@@ -1,0 +1,125 @@
+//! The shapes of replies. The same envelope serves whole replies and the chunks of a stream.
+
+use engine::{DecodeStats, FinishReason};
+use serde::Serialize;
+
+use super::logprobs::{ChatLogprobs, CompletionLogprobs};
+
+/// A reply or a chunk, with choices of type `C`.
+#[derive(Debug, Serialize)]
+pub(super) struct Reply<C> {
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: String,
+    pub(super) choices: Vec<C>,
+    /// Absent, `null`, or numbers: in a stream that ends with usage, all other chunks say `null`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) leapfrog: Option<Report>,
+}
+
+/// Tokens read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+    pub(super) total_tokens: usize,
+}
+
+impl Usage {
+    pub(super) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+/// How the choices were decoded: an object for one choice, else a list in the order of the choices.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Report {
+    One(Decoded),
+    Many(Vec<Decoded>),
+}
+
+impl Report {
+    pub(super) fn new(mut decoded: Vec<Decoded>) -> Option<Self> {
+        match decoded.len() {
+            0 | 1 => decoded.pop().map(Self::One),
+            _ => Some(Self::Many(decoded)),
+        }
+    }
+}
+
+/// How one choice was decoded.
+#[derive(Debug, Serialize)]
+pub(super) struct Decoded {
+    strategy: &'static str,
+    forward_passes: usize,
+    tokens_per_forward: Option<f64>,
+    acceptance_histogram: Vec<u64>,
+    prefill_ms: f64,
+    decode_ms: f64,
+    queue_ms: f64,
+    seed: u64,
+}
+
+impl Decoded {
+    pub(super) fn new(stats: &DecodeStats, seed: u64) -> Self {
+        let millis = |duration: std::time::Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        Self {
+            strategy: stats.strategy,
+            forward_passes: stats.forward_passes,
+            tokens_per_forward: stats.tokens_per_forward(),
+            acceptance_histogram: stats.acceptance_histogram.clone(),
+            prefill_ms: millis(stats.prefill),
+            decode_ms: millis(stats.decode),
+            queue_ms: millis(stats.queue),
+            seed,
+        }
+    }
+}
+
+/// A choice of a whole chat reply.
+#[derive(Debug, Serialize)]
+pub(super) struct ChatChoice {
+    pub(super) index: usize,
+    pub(super) message: Message,
+    pub(super) logprobs: Option<ChatLogprobs>,
+    pub(super) finish_reason: FinishReason,
+}
+
+/// The assistant's message.
+#[derive(Debug, Serialize)]
+pub(super) struct Message {
+    pub(super) role: &'static str,
+    pub(super) content: String,
+    pub(super) refusal: Option<String>,
+}
+
+/// A choice of a chat chunk.
+#[derive(Debug, Serialize)]
+pub(super) struct ChatDelta {
+    pub(super) index: usize,
+    pub(super) delta: Delta,
+    pub(super) logprobs: Option<ChatLogprobs>,
+    pub(super) finish_reason: Option<FinishReason>,
+}
+
+/// What a chat chunk adds to the message; `{}` in the chunk that finishes it.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<String>,
+}
+
+/// A choice of a text completion, whole or chunk.
+#[derive(Debug, Serialize)]
+pub(super) struct CompletionChoice {
+    pub(super) index: usize,
+    pub(super) text: String,
+    pub(super) logprobs: Option<CompletionLogprobs>,
+    pub(super) finish_reason: Option<FinishReason>,
+}

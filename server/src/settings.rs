@@ -1,0 +1,293 @@
+//! What the options mean: command line, environment and file in one, checked.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use engine::{EngineSettings, LoadOptions, ModelError, ModelSource};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Device, LogFormat, ServeArgs};
+
+/// The file that is read if no other is named.
+const DEFAULT_CONFIG: &str = "leapfrog.toml";
+
+/// Everything that a run of the server needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the model lies.
+    pub source: ModelSource,
+    /// How to load it.
+    pub load: LoadOptions,
+    /// How to run it.
+    pub engine: EngineSettings,
+    /// Address to listen on.
+    pub host: String,
+    /// Port to listen on.
+    pub port: u16,
+    /// How to treat requests.
+    pub http: HttpSettings,
+    /// How long running requests may take after a signal to stop.
+    pub drain_timeout: Duration,
+    /// How to log.
+    pub log: LogSettings,
+}
+
+/// How the HTTP layer treats requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Names for the model besides its own; the first is the one that is listed first.
+    pub model_names: Vec<String>,
+    /// Keys of which a client must send one; empty asks for none.
+    pub api_keys: Vec<String>,
+    /// Web origins that may read replies; `*` is any.
+    pub cors_origins: Vec<String>,
+    /// Names that may stand in the `Host` header besides those of this machine.
+    pub allowed_hosts: Vec<String>,
+    /// Largest body, in bytes.
+    pub max_body: usize,
+    /// Whether unknown fields are an error.
+    pub strict: bool,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            model_names: Vec::new(),
+            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
+            max_body: 4 << 20,
+            strict: false,
+        }
+    }
+}
+
+/// How to log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// A filter as `tracing` reads it.
+    pub filter: String,
+}
+
+/// Options that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// A file that cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A configuration file that is not valid.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line.
+        reason: String,
+    },
+    /// A model that cannot be meant.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// CUDA in a build without it.
+    #[error("--device cuda: this build has no CUDA support; leave the option out to run on the CPU")]
+    NoCuda,
+    /// A value out of range.
+    #[error("--{option}: {reason}")]
+    Invalid {
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Settings {
+    /// Reads the configuration file and gives every option its meaning. `folder` is where `leapfrog.toml` is looked
+    /// for.
+    pub fn resolve(args: ServeArgs, folder: &Path) -> Result<Self, SettingsError> {
+        let file = read_config(args.config.as_deref(), folder)?;
+        let args = args.or(file);
+        if args.device.unwrap_or_default() == Device::Cuda {
+            return Err(SettingsError::NoCuda);
+        }
+        let filter = args.log_level.clone().unwrap_or_else(|| "info".to_owned());
+        EnvFilter::try_new(&filter)
+            .map_err(|error| SettingsError::Invalid { option: "log-level", reason: error.to_string() })?;
+        let log = LogSettings { format: args.log_format.unwrap_or_default(), filter };
+        let source = match args.model.as_deref() {
+            None | Some("") => ModelSource::BuiltIn,
+            Some(name) => name.parse()?,
+        };
+        let quantize = args.quantize.as_deref().map(str::parse).transpose()?;
+        let defaults = EngineSettings::default();
+        let engine = EngineSettings {
+            max_concurrent: args.max_concurrent.unwrap_or(defaults.max_concurrent),
+            max_queue: args.max_queue.unwrap_or(defaults.max_queue),
+            max_rows: args.max_rows.unwrap_or(defaults.max_rows),
+            kv_tokens: args.kv_tokens,
+            max_context: args.max_context,
+            width: args.width,
+            threads: args.threads,
+            ..defaults
+        };
+        Ok(Self {
+            source,
+            load: LoadOptions {
+                quantize,
+                tokenizer: args.tokenizer.clone(),
+                chat_template: args.chat_template.clone(),
+            },
+            engine,
+            host: args.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: args.port.unwrap_or(8080),
+            drain_timeout: Duration::from_secs(args.drain_timeout.unwrap_or(30)),
+            http: http_settings(args)?,
+            log,
+        })
+    }
+}
+
+fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
+    let given = |values: Vec<String>| -> Vec<String> {
+        values.into_iter().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty()).collect()
+    };
+    let mut api_keys = given(args.api_key);
+    if let Some(path) = &args.api_key_file {
+        let keys = read_keys(path)?;
+        if keys.is_empty() {
+            // An empty file must not turn the check off.
+            let reason = format!("{} holds no key", path.display());
+            return Err(SettingsError::Invalid { option: "api-key-file", reason });
+        }
+        api_keys.extend(keys);
+    }
+    let cors_origins = given(args.cors_origin);
+    for origin in &cors_origins {
+        if origin != "*" && !(origin.starts_with("http://") || origin.starts_with("https://")) {
+            let reason = format!("`{origin}` is not an origin such as https://example.org, nor *");
+            return Err(SettingsError::Invalid { option: "cors-origin", reason });
+        }
+    }
+    let defaults = HttpSettings::default();
+    Ok(HttpSettings {
+        model_names: given(args.model_id),
+        api_keys,
+        cors_origins,
+        allowed_hosts: given(args.allowed_host).iter().map(|host| host.to_ascii_lowercase()).collect(),
+        max_body: args.max_body.unwrap_or(defaults.max_body),
+        strict: args.strict.unwrap_or(defaults.strict),
+    })
+}
+
+fn read_config(named: Option<&Path>, folder: &Path) -> Result<ServeArgs, SettingsError> {
+    let default = folder.join(DEFAULT_CONFIG);
+    let path = named.unwrap_or(&default);
+    let text = match fs::read_to_string(path) {
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(ServeArgs::default()),
+        Err(source) => return Err(SettingsError::Read { path: path.to_owned(), source }),
+        Ok(text) => text,
+    };
+    toml::from_str(&text)
+        .map_err(|error| SettingsError::Config { path: path.to_owned(), reason: one_line(&error, &text) })
+}
+
+/// The message of a TOML error with its line, without the multi-line drawing.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', " ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
+    }
+}
+
+fn read_keys(path: &Path) -> Result<Vec<String>, SettingsError> {
+    let text = fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    fn resolve(flags: &[&str], file: Option<&str>) -> Result<Settings, SettingsError> {
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(text) = file {
+            fs::write(folder.path().join(DEFAULT_CONFIG), text).unwrap();
+        }
+        let cli = Cli::try_parse_from([&["leapfrog"], flags].concat()).unwrap();
+        Settings::resolve(cli.serve, folder.path())
+    }
+
+    #[test]
+    fn defaults_are_safe() {
+        let settings = resolve(&[], None).unwrap();
+        assert_eq!((settings.host.as_str(), settings.port), ("127.0.0.1", 8080));
+        assert_eq!(settings.source, ModelSource::BuiltIn);
+        assert_eq!(settings.http, HttpSettings::default());
+        assert_eq!(settings.engine, EngineSettings::default());
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = "port = 9000\nmax_queue = 3\nstrict = true\napi_key = [\"a\"]\nlog_format = \"json\"\n";
+        let settings = resolve(&["--port", "9001", "--api-key", "b,c"], Some(file)).unwrap();
+        assert_eq!((settings.port, settings.engine.max_queue, settings.http.strict), (9001, 3, true));
+        assert_eq!(settings.http.api_keys, ["b", "c"]);
+        assert_eq!(settings.log.format, LogFormat::Json);
+        let settings = resolve(&["--strict=false"], Some(file)).unwrap();
+        assert!(!settings.http.strict, "a flag can also turn off what the file turns on");
+    }
+
+    #[test]
+    fn an_unknown_key_lists_the_known_ones() {
+        let error = resolve(&[], Some("port = 1\nprot = 2\n")).unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("`prot`") && error.contains("`max_concurrent`"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+        assert!(resolve(&[], Some("config = \"x.toml\"\n")).is_err(), "a file does not name another");
+        assert!(resolve(&[], Some("port = \"x\"\n")).is_err());
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = resolve(&["--config", "/nowhere/leapfrog.toml"], None).unwrap_err();
+        assert!(matches!(error, SettingsError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_anything_starts() {
+        for flags in [
+            &["--device", "cuda"][..],
+            &["--quantize", "q3"],
+            &["--log-level", "info,=,"],
+            &["--cors-origin", "example.org"],
+            &["--api-key-file", "/nowhere/keys"],
+        ] {
+            let error = resolve(flags, None).unwrap_err().to_string();
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn keys_come_from_a_file_and_an_empty_one_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let flags = ["--api-key", "a", "--api-key-file", path.to_str().unwrap()];
+        fs::write(&path, "# team\nb\n\n  c  \n").unwrap();
+        assert_eq!(resolve(&flags, None).unwrap().http.api_keys, ["a", "b", "c"]);
+        fs::write(&path, "# nothing\n").unwrap();
+        assert!(resolve(&flags, None).is_err());
+    }
+}

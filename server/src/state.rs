@@ -1,0 +1,157 @@
+//! What all handlers share.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use engine::Engine;
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{ApiError, DRAIN_RETRY, LOADING_RETRY},
+    metrics::HttpMetrics,
+    middleware::host_guard::HostGuard,
+    settings::HttpSettings,
+};
+
+/// The state of a server; clones share it.
+#[derive(Debug, Clone)]
+pub struct AppState(Arc<Shared>);
+
+struct Shared {
+    settings: HttpSettings,
+    host_guard: HostGuard,
+    served: OnceLock<Arc<Served>>,
+    draining: AtomicBool,
+    cut: CancellationToken,
+    registry: Mutex<Registry>,
+    http: HttpMetrics,
+}
+
+/// A model that takes requests.
+pub(crate) struct Served {
+    pub(crate) engine: Engine,
+    /// Names of the model, the one to show first in front.
+    pub(crate) names: Vec<String>,
+    /// Unix time at which it became ready.
+    pub(crate) created: u64,
+    /// Cancelled when running replies must end.
+    pub(crate) cut: CancellationToken,
+}
+
+/// What a server does just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Loading,
+    Ready,
+    Draining,
+}
+
+impl AppState {
+    /// A server that loads its model.
+    pub fn new(settings: HttpSettings, host_guard: HostGuard) -> Self {
+        let mut registry = Registry::default();
+        let http = HttpMetrics::default();
+        http.register(&mut registry);
+        Self(Arc::new(Shared {
+            settings,
+            host_guard,
+            served: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            cut: CancellationToken::new(),
+            registry: Mutex::new(registry),
+            http,
+        }))
+    }
+
+    /// The model is loaded: requests are taken from now on. A second engine is ignored.
+    pub fn set_ready(&self, engine: Engine) {
+        let mut names = self.0.settings.model_names.clone();
+        let own = engine.model().id.clone();
+        if !names.contains(&own) {
+            names.push(own);
+        }
+        let metrics = engine.clone();
+        let served = Served { engine, names, created: unix_time(), cut: self.0.cut.clone() };
+        if self.0.served.set(Arc::new(served)).is_ok() {
+            metrics.register_metrics(&mut self.0.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// From now on new requests are answered with 503.
+    pub fn begin_drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the replies that still run with an error.
+    pub fn cut_off(&self) {
+        self.0.cut.cancel();
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        if self.0.draining.load(Ordering::SeqCst) {
+            Phase::Draining
+        } else if self.0.served.get().is_some() {
+            Phase::Ready
+        } else {
+            Phase::Loading
+        }
+    }
+
+    /// The model, or why there is none now.
+    pub(crate) fn served(&self) -> Result<Arc<Served>, ApiError> {
+        match (self.phase(), self.0.served.get()) {
+            (Phase::Ready, Some(served)) => Ok(served.clone()),
+            (Phase::Draining, _) => Err(ApiError::unavailable("the server is shutting down", DRAIN_RETRY)),
+            _ => Err(ApiError::unavailable("the model is loading", LOADING_RETRY)),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &HttpSettings {
+        &self.0.settings
+    }
+
+    pub(crate) fn host_guard(&self) -> &HostGuard {
+        &self.0.host_guard
+    }
+
+    pub(crate) fn http_metrics(&self) -> &HttpMetrics {
+        &self.0.http
+    }
+
+    /// All metrics in the text format of Prometheus.
+    pub(crate) fn encode_metrics(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.0.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(text)
+    }
+}
+
+impl Served {
+    /// The name under which a request runs: the one it gave, or the first if it gave none.
+    pub(crate) fn resolve(&self, name: Option<String>) -> Result<String, ApiError> {
+        match name {
+            None => Ok(self.names[0].clone()),
+            Some(name) if self.names.contains(&name) => Ok(name),
+            Some(name) => Err(ApiError::model_not_found(&name, &self.names)),
+        }
+    }
+}
+
+/// Seconds since 1970; 0 on a machine whose clock stands before that.
+pub(crate) fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither keys nor the model belong in a log.
+        formatter.debug_struct("Shared").field("draining", &self.draining).finish_non_exhaustive()
+    }
+}

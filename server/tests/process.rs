@@ -1,0 +1,182 @@
+//! The program itself: exit codes, signals, one clear line on errors. Runs with the built-in model.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn leapfrog(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leapfrog"));
+    command.current_dir(folder).env_clear().stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs to the end, without configuration around.
+fn run(args: &[&str], env: &[(&str, &str)]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    leapfrog(folder.path()).args(args).envs(env.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn what_cannot_start_says_why_in_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF\x03\x00\x00\x00 and nothing that makes sense").unwrap();
+    let broken = broken.to_str().unwrap();
+    for (args, word) in [
+        (vec!["serve", "--port", "0", "--model", "/no/such/folder"], "/no/such/folder"),
+        (vec!["serve", "--port", "0", "--model", broken], "broken.gguf"),
+        (vec!["--port", &port], "cannot listen"),
+        (vec!["serve", "--device", "cuda"], "no CUDA"),
+        (vec!["serve", "--config", "/no/such.toml"], "/no/such.toml"),
+        (vec!["serve", "--port", "0", "--width", "1000"], "width"),
+    ] {
+        let output = run(&args, &[("LEAPFROG_LOG_LEVEL", "off")]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.contains(word), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_loses_to_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("leapfrog.toml"), "model = \"/from/file\"\nport = 0\nlog_level = \"off\"\n")
+        .unwrap();
+    let stderr = |args: &[&str], env: &[(&str, &str)]| {
+        let output = leapfrog(folder.path()).args(args).envs(env.iter().copied()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(stderr(&[], &[]).contains("/from/file"));
+    let env = [("LEAPFROG_MODEL", "/from/env")];
+    assert!(stderr(&["serve"], &env).contains("/from/env"));
+    assert!(stderr(&["serve", "--model", "/from/flag"], &env).contains("/from/flag"));
+}
+
+#[test]
+fn help_shows_every_option_with_its_variable() {
+    for args in [&["--help"][..], &["serve", "--help"]] {
+        let output = run(args, &[]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success());
+        for word in ["--model", "LEAPFROG_MODEL", "127.0.0.1", "Examples:", "leapfrog.toml", "LEAPFROG_DRAIN_TIMEOUT"] {
+            assert!(text.contains(word), "{word}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn health_fails_without_a_server() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let output = run(&["health"], &[("LEAPFROG_PORT", &free)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains(&free));
+}
+
+/// A server process that is killed with the test.
+struct Server {
+    child: Child,
+    address: String,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already, which is as good.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Starts the built-in model and waits until it takes requests.
+    fn start(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = leapfrog(folder.path()).args(["serve", "--port", "0"]).args(args).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = lines.by_ref().map(|line| line.unwrap()).find(|line| line.contains("ready: "));
+        let ready = ready.expect("the server says when it is ready");
+        let address = ready.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sink = log.clone();
+        // The pipe must not fill up.
+        thread::spawn(move || lines.for_each(|line| sink.lock().unwrap().push(line.unwrap())));
+        Self { child, address, log }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    fn request(&self, body: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+        write!(socket, "{head}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        socket
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(start.elapsed() < PATIENCE, "the server does not end");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_lets_running_requests_finish() {
+    let mut server = Server::start(&[]);
+    let health = run(&["health", "--ready", "--url", &server.url()], &[]);
+    assert!(health.status.success(), "{health:?}");
+    let body = r#"{"prompt": "1+1", "max_tokens": 100, "ignore_eos": true, "stream": true, "temperature": 0}"#;
+    let mut socket = server.request(body);
+    let mut start = [0; 16];
+    socket.read_exact(&mut start).unwrap();
+    server.signal("TERM");
+    let mut rest = String::new();
+    socket.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"), "{rest}");
+    assert_eq!(server.exit_code(), Some(0));
+    let log = server.log.lock().unwrap().join("\n");
+    let line = log.lines().find(|line| line.contains("/v1/completions")).unwrap_or_else(|| panic!("{log}"));
+    for word in ["status=200", "end=\"complete\"", "completion_tokens=100", "duration_ms="] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_request_that_takes_too_long_does_not_hold_the_server() {
+    let mut server = Server::start(&["--drain-timeout", "0"]);
+    let body = r#"{"prompt": "1+1", "max_tokens": 100000, "ignore_eos": true, "stream": true}"#;
+    let mut socket = server.request(body);
+    socket.read_exact(&mut [0; 16]).unwrap();
+    server.signal("INT");
+    let mut rest = String::new();
+    socket.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("data: {\"error\":") && !rest.contains("[DONE]"), "{rest}");
+    assert_eq!(server.exit_code(), Some(0));
+}
