@@ -121,13 +121,14 @@ fn load(args: &SoakArgs, seconds: u64, seed: u64) -> anyhow::Result<Tally> {
 fn one_request(address: &str, random: &mut Random) -> anyhow::Result<Outcome> {
     let prompt = prompts::chat().nth(random.below(prompts::chat().count())).context("no prompts")?;
     let stream = random.below(3) > 0;
+    let strategy = ["auto", "ar", "jacobi"][random.below(3)];
     let body = json!({
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": 1 + random.below(48),
         "stream": stream,
         "temperature": if random.below(2) == 0 { 0.0 } else { 0.9 },
         "seed": random.below(1000),
-        "decoding": {"strategy": ["auto", "ar", "jacobi"][random.below(3)]},
+        "decoding": {"strategy": strategy},
     });
     let hang_up_after = (random.below(3) == 0).then(|| random.below(12));
     if let (false, Some(_)) = (stream, hang_up_after) {

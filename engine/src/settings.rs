@@ -3,7 +3,7 @@
 use crate::{error::EngineError, request::MAX_WIDTH};
 
 /// Positions per KV page.
-pub const PAGE_LEN: usize = 32;
+pub(crate) const PAGE_LEN: usize = 32;
 /// Memory that the KV cache takes if no number of tokens is asked for, in bytes; one full context at least.
 const DEFAULT_KV_BYTES: usize = 512 << 20;
 

@@ -5,7 +5,7 @@ use engine::{
     WindowPolicy,
     testing::{END, Harness, ReferenceConfig, ReferenceLlama, Rule, Transcript, model, scripted},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::Strategy as Generator};
 
 const WIDTHS: [usize; 10] = [1, 2, 3, 4, 5, 7, 8, 16, 32, 64];
 
@@ -40,7 +40,7 @@ fn text_and_reason(transcript: &Transcript) -> (String, Vec<TokenId>, FinishReas
     (transcript.text.clone(), transcript.tokens.clone(), transcript.finish().expect("it finished").reason)
 }
 
-fn any_decoding() -> impl Strategy2 {
+fn any_decoding() -> impl Generator<Value = DecodingOptions> {
     let window = prop_oneof![Just(WindowPolicy::Shrinking), Just(WindowPolicy::Sliding)];
     let guess = prop_oneof![Just(GuessRule::ContextRandom), Just(GuessRule::Lookup)];
     (0..WIDTHS.len(), window, guess, any::<bool>()).prop_map(|(width, window, guess, adaptive)| DecodingOptions {
@@ -49,7 +49,7 @@ fn any_decoding() -> impl Strategy2 {
     })
 }
 
-fn any_sampling() -> impl proptest::strategy::Strategy<Value = Sampling> {
+fn any_sampling() -> impl Generator<Value = Sampling> {
     let temperature = prop_oneof![Just(0.0f32), Just(0.3), Just(1.0), Just(2.0)];
     let top_k = prop_oneof![Just(None), Just(Some(3)), Just(Some(40))];
     let penalties = prop_oneof![Just((1.0f32, 0.0f32, 0.0f32)), Just((1.3, 0.0, 0.0)), Just((1.1, 0.7, 0.4))];
@@ -70,10 +70,6 @@ fn any_sampling() -> impl proptest::strategy::Strategy<Value = Sampling> {
         },
     )
 }
-
-/// The trait of proptest, under a name that does not clash with the decoding strategy.
-trait Strategy2: proptest::strategy::Strategy<Value = DecodingOptions> {}
-impl<T: proptest::strategy::Strategy<Value = DecodingOptions>> Strategy2 for T {}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]

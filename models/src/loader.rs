@@ -283,11 +283,7 @@ impl WeightStore {
             return Err(ModelError::MissingTensor { origin: self.origin.clone(), name: name.into() });
         };
         if entry.shape != expected {
-            return Err(ModelError::WrongShape {
-                name: name.into(),
-                expected: expected.to_vec(),
-                got: entry.shape,
-            });
+            return Err(ModelError::WrongShape { name: name.into(), expected: expected.to_vec(), got: entry.shape });
         }
         Ok(entry)
     }

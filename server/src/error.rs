@@ -195,95 +195,29 @@ mod tests {
     /// Status, type, code, param and `Retry-After` of every error that the engine can raise.
     #[tokio::test]
     async fn every_engine_error_has_its_reply() {
-        let seconds = Duration::from_secs;
+        const INVALID: &str = "invalid_request_error";
+        let full = SubmitError::QueueFull { max_queue: 3, retry_after: Duration::from_millis(1200) };
+        let long = SubmitError::PromptTooLong { len: 9, context_len: 8 };
+        let range = SubmitError::InvalidParameter { param: "top_p", message: "no".into() };
+        let refused = ModelError::TemplateRefused { message: "roles must alternate".into() };
         let table = [
+            (SubmitError::EmptyPrompt.into(), 400, INVALID, "invalid_value", Some("prompt"), None),
+            (long.into(), 400, INVALID, "context_length_exceeded", Some("prompt"), None),
+            (range.into(), 400, INVALID, "invalid_value", Some("top_p"), None),
+            (full.into(), 429, "rate_limit_error", "rate_limit_exceeded", None, Some("2")),
+            (SubmitError::ShuttingDown.into(), 503, "server_error", "service_unavailable", None, Some("5")),
+            (RequestError::Forward("nan".into()).into(), 500, "server_error", "internal_error", None, None),
+            (RequestError::Decode("law".into()).into(), 500, "server_error", "internal_error", None, None),
+            (RequestError::SlowClient.into(), 408, INVALID, "slow_client", None, None),
+            (RequestError::ShuttingDown.into(), 503, "server_error", "service_unavailable", None, Some("5")),
+            (refused.into(), 400, INVALID, "invalid_value", Some("messages"), None),
+            (ApiError::model_not_found("gpt", &["a".into()]), 404, INVALID, "model_not_found", Some("model"), None),
             (
-                SubmitError::EmptyPrompt.into(),
-                400,
-                "invalid_request_error",
-                "invalid_value",
-                "prompt",
-                None,
-            ),
-            (
-                SubmitError::PromptTooLong { len: 9, context_len: 8 }.into(),
-                400,
-                "invalid_request_error",
-                "context_length_exceeded",
-                "prompt",
-                None,
-            ),
-            (
-                SubmitError::InvalidParameter { param: "top_p", message: "no".into() }.into(),
-                400,
-                "invalid_request_error",
-                "invalid_value",
-                "top_p",
-                None,
-            ),
-            (
-                SubmitError::QueueFull { max_queue: 3, retry_after: Duration::from_millis(1200) }.into(),
-                429,
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                Value::Null,
-                Some("2"),
-            ),
-            (
-                SubmitError::ShuttingDown.into(),
+                ApiError::unavailable("loading", Duration::ZERO),
                 503,
                 "server_error",
                 "service_unavailable",
-                Value::Null,
-                Some("5"),
-            ),
-            (
-                RequestError::Forward("nan".into()).into(),
-                500,
-                "server_error",
-                "internal_error",
-                Value::Null,
                 None,
-            ),
-            (
-                RequestError::Decode("law".into()).into(),
-                500,
-                "server_error",
-                "internal_error",
-                Value::Null,
-                None,
-            ),
-            (RequestError::SlowClient.into(), 408, "invalid_request_error", "slow_client", Value::Null, None),
-            (
-                RequestError::ShuttingDown.into(),
-                503,
-                "server_error",
-                "service_unavailable",
-                Value::Null,
-                Some("5"),
-            ),
-            (
-                ModelError::TemplateRefused { message: "roles must alternate".into() }.into(),
-                400,
-                "invalid_request_error",
-                "invalid_value",
-                "messages",
-                None,
-            ),
-            (
-                ApiError::model_not_found("gpt", &["a".into(), "b".into()]),
-                404,
-                "invalid_request_error",
-                "model_not_found",
-                "model",
-                None,
-            ),
-            (
-                ApiError::unavailable("loading", seconds(0)),
-                503,
-                "server_error",
-                "service_unavailable",
-                Value::Null,
                 Some("1"),
             ),
         ];

@@ -1,5 +1,7 @@
 //! The program itself: exit codes, signals, one clear line on errors. Runs with the built-in model.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
@@ -21,7 +23,21 @@ fn leapfrog(folder: &Path) -> Command {
 /// Runs to the end, without configuration around.
 fn run(args: &[&str], env: &[(&str, &str)]) -> Output {
     let folder = tempfile::tempdir().unwrap();
-    leapfrog(folder.path()).args(args).envs(env.iter().copied()).output().unwrap()
+    finish(leapfrog(folder.path()).args(args).envs(env.iter().copied()))
+}
+
+/// Waits for a program that must end by itself.
+fn finish(command: &mut Command) -> Output {
+    let mut child = command.spawn().unwrap();
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("{command:?} does not end");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
 }
 
 #[test]
@@ -55,7 +71,7 @@ fn the_environment_wins_over_the_file_and_loses_to_the_command_line() {
     std::fs::write(folder.path().join("leapfrog.toml"), "model = \"/from/file\"\nport = 0\nlog_level = \"off\"\n")
         .unwrap();
     let stderr = |args: &[&str], env: &[(&str, &str)]| {
-        let output = leapfrog(folder.path()).args(args).envs(env.iter().copied()).output().unwrap();
+        let output = finish(leapfrog(folder.path()).args(args).envs(env.iter().copied()));
         assert_eq!(output.status.code(), Some(2));
         String::from_utf8(output.stderr).unwrap()
     };

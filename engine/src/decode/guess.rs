@@ -28,9 +28,7 @@ impl Guesser {
     /// Appends guesses to `drafts` until it holds `count`; `tokens` is the prompt and the committed output.
     pub fn fill(&self, tokens: &[TokenId], drafts: &mut Vec<TokenId>, count: usize) {
         if self.rule == GuessRule::Lookup && drafts.len() < count {
-            let missing = count - drafts.len();
-            let found = lookup(tokens, drafts, missing);
-            drafts.extend(found);
+            copy_continuation(tokens, drafts, count);
         }
         while drafts.len() < count {
             let position = (tokens.len() + drafts.len()) as u64;
@@ -45,11 +43,19 @@ impl Guesser {
     }
 }
 
-/// Up to `count` tokens that followed the last earlier occurrence of the suffix of `tokens ++ drafts`.
-fn lookup(tokens: &[TokenId], drafts: &[TokenId], count: usize) -> Vec<TokenId> {
-    match find_suffix(tokens, drafts, 1) {
-        Some(next) => tokens[next..].iter().copied().take(count).collect(),
-        None => Vec::new(),
+/// Extends `drafts` to `count` tokens with what followed the last earlier occurrence of the suffix of
+/// `tokens ++ drafts`. Where the copy reaches the end of the text it goes on with itself, so a period repeats.
+fn copy_continuation(tokens: &[TokenId], drafts: &mut Vec<TokenId>, count: usize) {
+    let Some(next) = find_suffix(tokens, drafts, 1) else { return };
+    for source in next.. {
+        if drafts.len() >= count {
+            return;
+        }
+        let token = match tokens.get(source) {
+            Some(&token) => token,
+            None => drafts[source - tokens.len()],
+        };
+        drafts.push(token);
     }
 }
 
@@ -93,6 +99,14 @@ mod tests {
         let mut drafts = ids(&[5, 6]);
         Guesser::new(GuessRule::Lookup, 0).fill(&tokens, &mut drafts, 4);
         assert_eq!(drafts, ids(&[5, 6, 7, 8]));
+    }
+
+    #[test]
+    fn a_copy_that_reaches_the_end_repeats_the_period() {
+        let tokens = ids(&[1, 2, 3, 1, 2, 3, 1]);
+        let mut drafts = Vec::new();
+        Guesser::new(GuessRule::Lookup, 0).fill(&tokens, &mut drafts, 8);
+        assert_eq!(drafts, ids(&[2, 3, 1, 2, 3, 1, 2, 3]));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use crate::cost::PassCost;
 
 /// Weight of the newest observation in the running estimates.
 const EMA_WEIGHT: f64 = 0.15;
+/// The same for a probe: probes are rare, so each must be able to change the picture.
+const PROBE_WEIGHT: f64 = 0.5;
 /// A new width must promise this much more than the current one.
 const HYSTERESIS: f64 = 1.05;
 /// Passes between two probes at full width, at least.
@@ -24,10 +26,10 @@ impl Survival {
         Self((0..width).map(|k| ratio.powi(k as i32)).collect())
     }
 
-    fn observe(&mut self, width: usize, accepted: usize) {
+    fn observe(&mut self, width: usize, accepted: usize, weight: f64) {
         for (k, estimate) in self.0.iter_mut().enumerate().take(width).skip(1) {
             let survived = f64::from(u8::from(accepted > k));
-            *estimate += EMA_WEIGHT * (survived - *estimate);
+            *estimate += weight * (survived - *estimate);
         }
         // A longer run cannot be likelier than a shorter one, and a narrow pass says nothing of the slots beyond it.
         for k in 1..self.0.len() {
@@ -83,7 +85,7 @@ impl WidthController {
         let probe = self.until_probe <= 0.0;
         let chosen = self.width(self.max_width, matched, cost);
         let survival = if matched { &mut self.matched } else { &mut self.plain };
-        survival.observe(width, accepted);
+        survival.observe(width, accepted, if probe { PROBE_WEIGHT } else { EMA_WEIGHT });
         if probe {
             let extra = cost.ratio(self.max_width) - 1.0;
             self.until_probe = PROBE_INTERVAL.max(extra / PROBE_BUDGET);

@@ -31,7 +31,7 @@ impl SlotNoise {
         mix(self.0 ^ u64::from(token.0))
     }
 
-    /// Standard Gumbel variate `-ln(-ln u)` with `u` uniform on the centres of 2^53 cells of (0, 1).
+    /// Standard Gumbel variate `-ln(-ln u)` with `u` uniform on the centres of 2^52 cells of (0, 1).
     pub fn gumbel(self, token: TokenId) -> f64 {
         gumbel_of(self.hash(token))
     }
@@ -64,7 +64,8 @@ impl SlotNoise {
 }
 
 fn gumbel_of(hash: u64) -> f64 {
-    let uniform = ((hash >> 11) as f64 + 0.5) * (0.5f64).powi(53);
+    // 52 bits and a half are exact in f64; with 53 the last centre would round to 1, whose noise is infinite.
+    let uniform = ((hash >> 12) as f64 + 0.5) * (0.5f64).powi(52);
     -(-uniform.ln()).ln()
 }
 
@@ -87,7 +88,12 @@ mod tests {
         assert_eq!(golden, GOLDEN_HASHES);
     }
 
-    const GOLDEN_HASHES: [u64; 4] = [0, 0, 0, 0];
+    const GOLDEN_HASHES: [u64; 4] = [
+        2_391_539_541_053_276_776,
+        4_750_131_251_579_153_869,
+        11_506_130_685_473_431_765,
+        3_124_825_411_632_378_309,
+    ];
 
     #[test]
     fn the_bound_never_hides_the_winner() {

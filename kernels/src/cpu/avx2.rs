@@ -189,20 +189,16 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn shl<const BITS: u32>(self, value: Self::I) -> Self::I {
-        self.shl_by(value, BITS)
+        step!({
+            let bits = _mm_cvtsi32_si128(BITS as i32);
+            [_mm256_sll_epi32(value[0], bits), _mm256_sll_epi32(value[1], bits)]
+        })
     }
     #[inline(always)]
     fn shr<const BITS: u32>(self, value: Self::I) -> Self::I {
         step!({
             let bits = _mm_cvtsi32_si128(BITS as i32);
             [_mm256_sra_epi32(value[0], bits), _mm256_sra_epi32(value[1], bits)]
-        })
-    }
-    #[inline(always)]
-    fn shl_by(self, value: Self::I, bits: u32) -> Self::I {
-        step!({
-            let bits = _mm_cvtsi32_si128(bits as i32);
-            [_mm256_sll_epi32(value[0], bits), _mm256_sll_epi32(value[1], bits)]
         })
     }
     #[inline(always)]

@@ -157,10 +157,6 @@ impl Simd for Avx512 {
         step!(_mm512_srai_epi32::<BITS>(value))
     }
     #[inline(always)]
-    fn shl_by(self, value: Self::I, bits: u32) -> Self::I {
-        step!(_mm512_sll_epi32(value, _mm_cvtsi32_si128(bits as i32)))
-    }
-    #[inline(always)]
     fn and_int(self, a: Self::I, b: Self::I) -> Self::I {
         step!(_mm512_and_si512(a, b))
     }

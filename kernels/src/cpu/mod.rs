@@ -66,8 +66,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn shl<const BITS: u32>(self, value: Self::I) -> Self::I;
     /// Arithmetic shift.
     fn shr<const BITS: u32>(self, value: Self::I) -> Self::I;
-    /// `value << bits`, the count the same for all lanes and below 32.
-    fn shl_by(self, value: Self::I, bits: u32) -> Self::I;
     fn and_int(self, a: Self::I, b: Self::I) -> Self::I;
     fn sum_int(self, value: Self::I) -> i32;
     fn largest_int(self, value: Self::I) -> i32;

@@ -138,10 +138,6 @@ impl Simd for Portable {
         lanes!(|i| value[i] >> BITS)
     }
     #[inline(always)]
-    fn shl_by(self, value: Self::I, bits: u32) -> Self::I {
-        lanes!(|i| value[i].wrapping_shl(bits))
-    }
-    #[inline(always)]
     fn and_int(self, a: Self::I, b: Self::I) -> Self::I {
         lanes!(|i| a[i] & b[i])
     }

@@ -92,7 +92,8 @@ impl ModelFiles {
     /// The tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let name = "tokenizer.json";
-        let json = self.read(name)?.ok_or_else(|| self.missing("tokenizer.json (other tokenizer files are not read)"))?;
+        let json =
+            self.read(name)?.ok_or_else(|| self.missing("tokenizer.json (other tokenizer files are not read)"))?;
         Tokenizer::from_json(&json, &self.path(name).display().to_string())
     }
 

@@ -157,11 +157,9 @@ impl FromStr for ModelSource {
         };
         let is_id = parts.iter().all(is_name) && revision.is_none_or(|revision| !revision.is_empty());
         match parts[..] {
-            [owner, name] if is_id && !name.ends_with(".gguf") && !name.ends_with(".safetensors") => Ok(Self::Hub {
-                repo: format!("{owner}/{name}"),
-                revision: revision.map(String::from),
-                file: None,
-            }),
+            [owner, name] if is_id && !name.ends_with(".gguf") && !name.ends_with(".safetensors") => {
+                Ok(Self::Hub { repo: format!("{owner}/{name}"), revision: revision.map(String::from), file: None })
+            }
             [owner, name, ref file @ ..] if is_id && id.ends_with(".gguf") && !file.is_empty() => Ok(Self::Hub {
                 repo: format!("{owner}/{name}"),
                 revision: revision.map(String::from),
@@ -186,14 +184,10 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, 
             let id = path.file_stem().map_or_else(|| lossy(path.as_os_str()), lossy);
             assemble::gguf(id, path, options)
         }
-        ModelSource::Hub { repo, revision, file } => {
-            match hub::download(repo, revision.as_deref(), file.as_deref())? {
-                hub::Download::Folder(folder) => {
-                    assemble::folder(repo.clone(), &ModelFiles::Folder(folder), options)
-                }
-                hub::Download::Gguf(path) => assemble::gguf(repo.clone(), &path, options),
-            }
-        }
+        ModelSource::Hub { repo, revision, file } => match hub::download(repo, revision.as_deref(), file.as_deref())? {
+            hub::Download::Folder(folder) => assemble::folder(repo.clone(), &ModelFiles::Folder(folder), options),
+            hub::Download::Gguf(path) => assemble::gguf(repo.clone(), &path, options),
+        },
     }
 }
 

@@ -116,8 +116,7 @@ mod tests {
     fn separators_and_floats_are_those_of_python() {
         let value = json!({"a": [1, 2.0, 1e20, 1.5e-7, -0.001], "é": {"b": null, "c": "x\"\n"}, "d": {}, "e": []});
         let dumped = to_string(&value, &Style::new(None, None)).expect("finite");
-        let expected =
-            r#"{"a": [1, 2.0, 1e+20, 1.5e-07, -0.001], "é": {"b": null, "c": "x\"\n"}, "d": {}, "e": []}"#;
+        let expected = r#"{"a": [1, 2.0, 1e+20, 1.5e-07, -0.001], "é": {"b": null, "c": "x\"\n"}, "d": {}, "e": []}"#;
         assert_eq!(dumped, expected);
         let dumped = to_string(&json!({"a": [1, {}], "b": 2}), &Style::new(Some(2), None)).expect("finite");
         assert_eq!(dumped, "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": 2\n}");

@@ -6,7 +6,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use minijinja::{Environment, Error, ErrorKind, Value, value::{Kwargs, Serde}};
+use minijinja::{
+    Environment, Error, ErrorKind, Value,
+    value::{Kwargs, Serde},
+};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 
@@ -91,11 +94,7 @@ struct Context<'a> {
     extra: &'a serde_json::Map<String, serde_json::Value>,
 }
 
-fn add_template(
-    environment: &mut Environment<'static>,
-    name: &'static str,
-    source: &str,
-) -> Result<(), ModelError> {
+fn add_template(environment: &mut Environment<'static>, name: &'static str, source: &str) -> Result<(), ModelError> {
     environment
         .add_template_owned(name, source.to_string())
         .map_err(|error| ModelError::BadTemplate { reason: error.to_string() })

@@ -46,7 +46,7 @@ async fn chunks_come_in_order() {
         assert!(event.get("leapfrog").is_none());
     }
     assert_eq!(last["choices"][0], json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "length"}));
-    assert_eq!(last["leapfrog"]["seed"].is_u64(), true);
+    assert!(last["leapfrog"]["seed"].is_u64());
     assert_eq!(content(&choices(&events, 0)), ";<=>?@ABCDEF");
 }
 

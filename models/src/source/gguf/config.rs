@@ -24,9 +24,8 @@ impl CausalConfig {
         };
         let key = |suffix: &str| format!("{architecture}.{suffix}");
         let number = |suffix: &str| file.integer::<usize>(&key(suffix));
-        let need = |suffix: &str| {
-            number(suffix)?.ok_or_else(|| file.bad(format!("the metadata has no `{}`", key(suffix))))
-        };
+        let need =
+            |suffix: &str| number(suffix)?.ok_or_else(|| file.bad(format!("the metadata has no `{}`", key(suffix))));
         let hidden_size = need("embedding_length")?;
         let num_heads = need("attention.head_count")?;
         let head_dim = match number("attention.key_length")? {

@@ -12,7 +12,8 @@ use std::{
 
 use kernels::GgmlType;
 
-pub(crate) use self::tokenizer::{end_of_turn_ids, named_token, tokenizer};
+pub use self::tokenizer::tokenizer;
+pub(crate) use self::tokenizer::{end_of_turn_ids, named_token};
 
 use crate::{
     CausalConfig, ModelError, Quantize, WeightStore,
@@ -167,8 +168,9 @@ impl GgufFile {
         let is_interleaved = self.text("general.architecture") == Some("llama");
         let store = WeightStore::new(self.origin, vec![self.bytes], self.tensors, config, quantize);
         match is_interleaved {
-            true => store
-                .with_interleaved(Interleaved { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads }),
+            true => {
+                store.with_interleaved(Interleaved { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads })
+            }
             false => store,
         }
     }

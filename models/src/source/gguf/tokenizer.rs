@@ -23,7 +23,8 @@ const SUPPORTED_PRE: &str = "default, gpt-2, smollm, starcoder, refact, command-
 /// Splits of the families, in the notation of the tokenizers they were published with.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Chinese, Korean and neighbours, as the DeepSeek tokenizers delimit them.
 const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-퟿]+";
@@ -31,7 +32,7 @@ const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-퟿]+";
 const DEEPSEEK_LETTERS: &str = "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
 
 /// Builds the tokenizer of a GGUF file.
-pub(crate) fn tokenizer(file: &GgufFile) -> Result<Tokenizer, ModelError> {
+pub fn tokenizer(file: &GgufFile) -> Result<Tokenizer, ModelError> {
     let tokens = file.texts("tokenizer.ggml.tokens")?.ok_or_else(|| file.bad("it has no tokenizer".into()))?;
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
@@ -108,9 +109,7 @@ struct PreTokenizer {
 
 impl PreTokenizer {
     fn named(name: &str) -> Option<Self> {
-        let split = |pattern: &str| {
-            json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
-        };
+        let split = |pattern: &str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
         let digits = || json!({ "type": "Digits", "individual_digits": true });
         let bytes = json!({
             "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
@@ -127,13 +126,7 @@ impl PreTokenizer {
                 (patterns.into_iter().map(split).chain([digits()]).collect(), false, Value::Null)
             }
             "deepseek-llm" => {
-                let patterns = [
-                    "[\r\n]",
-                    DEEPSEEK_LETTERS,
-                    "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
-                    r"\s+$",
-                    DEEPSEEK_CJK,
-                ];
+                let patterns = ["[\r\n]", DEEPSEEK_LETTERS, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", DEEPSEEK_CJK];
                 (patterns.into_iter().map(split).chain([digits()]).collect(), false, Value::Null)
             }
             "default" => {
