@@ -223,7 +223,7 @@ fn a_broken_gguf_file_is_refused_with_its_cause() {
     let mut versioned = good.clone();
     versioned[4] = 1;
     refused(load_gguf(&versioned), "supported: 2 and 3");
-    let mut huge = good.clone();
+    let mut huge = good;
     huge[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
     refused(load_gguf(&huge), "announces 18446744073709551615 entries");
 }

@@ -30,7 +30,7 @@ pub(crate) fn to_string(value: &serde_json::Value, style: &Style) -> Result<Stri
     let blanks = " ".repeat(style.indent.unwrap_or(0).min(MAX_INDENT));
     let pretty = style.indent.map(|_| PrettyFormatter::with_indent(blanks.as_bytes()));
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Python { style, pretty }))?;
-    String::from_utf8(bytes).map_err(|error| serde::ser::Error::custom(error))
+    String::from_utf8(bytes).map_err(serde::ser::Error::custom)
 }
 
 /// Widest indentation; templates use 2 or 4.

@@ -3,6 +3,7 @@
 
 use std::{borrow::Cow, fs, path::Path};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::{ModelError, TokenId};
@@ -50,6 +51,9 @@ impl Tokenizer {
     /// Reads the bytes of a `tokenizer.json`. `origin` is for messages only.
     pub fn from_json(json: &[u8], origin: &str) -> Result<Self, ModelError> {
         let bad = |reason: String| ModelError::BadTokenizer { origin: origin.into(), reason };
+        // The crate panics on some files that are not JSON; on JSON it returns errors.
+        let text = str::from_utf8(json).map_err(|error| bad(error.to_string()))?;
+        serde_json::from_str::<IgnoredAny>(text).map_err(|error| bad(error.to_string()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| bad(one_line(&error.to_string())))?;
         // A server truncates and pads nothing; some files carry the settings of their training.
         inner.with_truncation(None).map_err(|error| bad(error.to_string()))?;

@@ -82,6 +82,7 @@ const checks = {
   },
 
   async "n, seed and stop are honoured"() {
+    if (smallQueue) return "skipped: the queue is small";
     assert.deepEqual((await chat({ n: 2 })).choices.map((choice) => choice.index), [0, 1]);
     const seeded = async () => (await chat({ temperature: 1.5, seed: 7 })).choices[0].message.content;
     assert.equal(await seeded(), await seeded());
@@ -93,6 +94,7 @@ const checks = {
   },
 
   async "completions take four forms of prompt"() {
+    if (smallQueue) return "skipped: the queue is small";
     const ids = await tokensOf("The sky is");
     assert.equal((await complete("The sky is")).choices.length, 1);
     assert.equal((await complete(["The sky is", "Once"])).choices.length, 2);
@@ -136,13 +138,17 @@ const checks = {
 };
 
 let failed = 0;
+let skipped = 0;
 for (const [name, run] of Object.entries(checks)) {
   try {
-    console.log(`${name}: ${(await run()) ?? "ok"}`);
+    const outcome = (await run()) ?? "ok";
+    if (outcome !== "ok") skipped += 1;
+    console.log(`${name}: ${outcome}`);
   } catch (error) {
     failed += 1;
     console.log(`${name}: FAILED\n${error.stack}`);
   }
 }
-console.log(`${Object.keys(checks).length - failed} of ${Object.keys(checks).length} passed`);
+const passed = Object.keys(checks).length - failed - skipped;
+console.log(`${passed} passed, ${failed} failed, ${skipped} skipped`);
 process.exit(failed ? 1 : 0);

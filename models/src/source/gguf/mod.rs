@@ -403,7 +403,7 @@ impl<'a> Cursor<'a> {
                 self.take(len)?;
             }
         } else {
-            self.take(count.checked_mul(element_len).unwrap_or(u64::MAX))?;
+            self.take(count.saturating_mul(element_len))?;
         }
         let count = usize::try_from(count).map_err(|_| self.corrupt(format!("an array has {count} elements")))?;
         Ok(MetaValue::Array { kind, count, bytes: start..self.at })

@@ -163,7 +163,7 @@ STRICT = """{{ bos_token }}
     {% if message['role'] == 'user' %}
 [INST] {{ message['content'].strip() }} [/INST]
     {% else %}
-{{ message['content'].title() }}{{ eos_token }}
+{{ message['content'].upper() }}{{ eos_token }}
     {% endif %}
 {% endfor %}
 """
