@@ -41,7 +41,8 @@ pub(crate) fn run(
     ensure!(output.status.success(), "{} failed: {}", program.display(), errors.trim());
     let lines: Vec<Line> = serde_json::from_slice(&output.stdout).context("llama-bench did not print its JSON")?;
     let speed = |wanted: fn(&Line) -> bool, name: &str| {
-        let line = lines.iter().find(|line| wanted(line)).with_context(|| format!("llama-bench gave no {name} line"))?;
+        let line =
+            lines.iter().find(|line| wanted(line)).with_context(|| format!("llama-bench gave no {name} line"))?;
         anyhow::Ok(line.avg_ts)
     };
     Ok(LlamaRun {

@@ -1,8 +1,9 @@
 //! `leapfrog-bench`: how fast a model decodes.
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
-//! `llama-bench` in the same run. `soak` drives a running server with many clients that come and go.
+//! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model. `soak` drives a running server with many clients that come and go.
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
 mod hardware;
 mod llama;
@@ -12,6 +13,7 @@ mod soak;
 mod speed;
 mod sse;
 mod stats;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -30,6 +32,8 @@ struct Args {
 enum Command {
     /// Prefill and decode speed of a model in this process; llama.cpp beside it if its path is given.
     Speed(speed::SpeedArgs),
+    /// Compares Jacobi with AR on a real model: texts, passes, company; fails on the first kind of difference.
+    Verify(verify::VerifyArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
 }
@@ -37,6 +41,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Speed(args) => speed::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Soak(args) => soak::run(&args),
     }
 }

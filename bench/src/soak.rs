@@ -65,7 +65,12 @@ pub(crate) fn run(args: &SoakArgs) -> anyhow::Result<()> {
     let tally = load(args, args.seconds, args.seed)?;
     println!(
         "{} clients, {} s: {} finished, {} hung up, {} refused with 429, {} failed",
-        args.clients, args.seconds, tally.finished, tally.hung_up, tally.refused, tally.failed.len()
+        args.clients,
+        args.seconds,
+        tally.finished,
+        tally.hung_up,
+        tally.refused,
+        tally.failed.len()
     );
     quiesce(args)?;
     let after = Snapshot::take(args)?;
@@ -195,7 +200,8 @@ fn resident_mib(pid: u32) -> anyhow::Result<u64> {
 fn quiesce(args: &SoakArgs) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
-        let busy = metric(&args.address, "leapfrog_requests_running")? + metric(&args.address, "leapfrog_requests_waiting")?;
+        let busy =
+            metric(&args.address, "leapfrog_requests_running")? + metric(&args.address, "leapfrog_requests_waiting")?;
         if busy == 0 {
             println!("idle {:.1} s after the last client", began.elapsed().as_secs_f64());
             return Ok(());

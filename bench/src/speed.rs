@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use engine::{
-    DecodeStats, DecodingOptions, Engine, EngineSettings, Event, LoadOptions, ModelSource, Quantize, Request, StopRules,
-    Strategy, TokenId,
+    DecodeStats, DecodingOptions, Engine, EngineSettings, Event, LoadOptions, ModelSource, Quantize, Request,
+    StopRules, Strategy, TokenId,
 };
 use serde::Serialize;
 
@@ -126,7 +126,11 @@ pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
     println!("{summary}");
     if let Some(folder) = &args.out {
         let rounds = (0..args.rounds).map(|round| {
-            names.iter().zip(&speeds).map(|((what, phase), speeds)| (format!("{what} {phase}"), speeds[round])).collect()
+            names
+                .iter()
+                .zip(&speeds)
+                .map(|((what, phase), speeds)| (format!("{what} {phase}"), speeds[round]))
+                .collect()
         });
         let raw = Raw {
             command: std::env::args().collect(),
@@ -156,10 +160,11 @@ fn contenders(widths: &[usize]) -> Vec<Contender> {
         Contender { name: "leapfrog ar".into(), options: ar },
         Contender { name: "leapfrog jacobi adaptive".into(), options: jacobi(None) },
     ];
-    all.extend(widths.iter().map(|&width| Contender {
-        name: format!("leapfrog jacobi width {width}"),
-        options: jacobi(Some(width)),
-    }));
+    all.extend(
+        widths
+            .iter()
+            .map(|&width| Contender { name: format!("leapfrog jacobi width {width}"), options: jacobi(Some(width)) }),
+    );
     all
 }
 
@@ -221,7 +226,8 @@ fn rows(
     };
     let one = |(row, (what, phase)): (usize, &(String, &'static str))| {
         let ratio = reference_of(phase).filter(|reference| *reference != row).and_then(|reference| {
-            let pairs: Vec<f64> = speeds[row].iter().zip(&speeds[reference]).map(|(ours, theirs)| ours / theirs).collect();
+            let pairs: Vec<f64> =
+                speeds[row].iter().zip(&speeds[reference]).map(|(ours, theirs)| ours / theirs).collect();
             Summary::of(&pairs)
         });
         Ok(Row {

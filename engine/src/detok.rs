@@ -36,7 +36,8 @@ impl Detokenizer {
     pub(crate) fn push(&mut self, score: TokenScore, tokenizer: &Tokenizer) -> Pushed {
         let old_len = self.pending.len();
         self.pending.extend_from_slice(tokenizer.token_bytes(score.token));
-        self.waiting.push((self.pending.len(), TokenRecord { id: score.token, logprob: score.logprob, top: score.top }));
+        self.waiting
+            .push((self.pending.len(), TokenRecord { id: score.token, logprob: score.logprob, top: score.top }));
         match self.find_stop(old_len) {
             None => Pushed::Open,
             Some((start, stop)) => {
@@ -48,7 +49,8 @@ impl Detokenizer {
 
     /// Adds a token that ends the text and contributes none.
     pub(crate) fn push_end(&mut self, score: TokenScore) {
-        self.waiting.push((self.pending.len(), TokenRecord { id: score.token, logprob: score.logprob, top: score.top }));
+        self.waiting
+            .push((self.pending.len(), TokenRecord { id: score.token, logprob: score.logprob, top: score.top }));
     }
 
     /// Takes everything that is certain by now.

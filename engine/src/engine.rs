@@ -292,10 +292,9 @@ fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache) -> Result<CostTable,
 fn check_memory(spec: &BackboneSpec, num_pages: usize) -> Result<(), EngineError> {
     let needed = num_pages.saturating_mul(PAGE_LEN).saturating_mul(spec.kv.bytes_per_token());
     match models::source::memory::available_bytes() {
-        Some(available) if needed as u64 > available => Err(EngineError::NotEnoughMemory {
-            needed_mib: needed >> 20,
-            available_mib: (available >> 20) as usize,
-        }),
+        Some(available) if needed as u64 > available => {
+            Err(EngineError::NotEnoughMemory { needed_mib: needed >> 20, available_mib: (available >> 20) as usize })
+        }
         _ => Ok(()),
     }
 }
@@ -323,11 +322,7 @@ impl DecoderPlan {
             Strategy::Auto | Strategy::Jacobi => Box::new(Jacobi::new(JacobiConfig {
                 width: options.width.unwrap_or(self.width),
                 window: options.window.unwrap_or(WindowPolicy::Sliding),
-                guess: options.guess.unwrap_or(if self.trained {
-                    GuessRule::ContextRandom
-                } else {
-                    GuessRule::Lookup
-                }),
+                guess: options.guess.unwrap_or(if self.trained { GuessRule::ContextRandom } else { GuessRule::Lookup }),
                 adaptive: options.adaptive.unwrap_or(true),
                 trained: self.trained,
                 seed: request.sampling.seed ^ u64::from(request.choice),

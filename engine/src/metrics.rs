@@ -128,7 +128,11 @@ impl Metrics {
         seconds("inter_event", "Time between two steps that committed tokens", &self.inter_event_seconds, engine);
         seconds("request_duration", "Time from submission to the end", &self.request_seconds, engine);
         engine.register("step_sequences", "Sequences that shared a step", self.step_sequences.clone());
-        engine.register("accepted_tokens", "Tokens committed by one scoring pass of a request", self.acceptance.clone());
+        engine.register(
+            "accepted_tokens",
+            "Tokens committed by one scoring pass of a request",
+            self.acceptance.clone(),
+        );
         engine.register(
             "tokens_per_forward",
             "Completion tokens per scoring pass, one value a request",

@@ -192,7 +192,10 @@ impl Request {
         }
         for (token, bias) in &sampling.logit_bias {
             if token.0 as usize >= vocab_size {
-                return invalid("logit_bias", format!("token id {} is outside the vocabulary of {vocab_size}", token.0));
+                return invalid(
+                    "logit_bias",
+                    format!("token id {} is outside the vocabulary of {vocab_size}", token.0),
+                );
             }
             if !(-100.0..=100.0).contains(bias) {
                 return invalid("logit_bias", format!("{bias} is not between -100 and 100"));

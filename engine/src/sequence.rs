@@ -217,8 +217,11 @@ impl Sequence {
     ) -> Result<Applied, Ending> {
         let num_scored = scores.len();
         let records = prompt_scores.into_iter();
-        self.prompt_records
-            .extend(records.map(|score| TokenRecord { id: score.token, logprob: score.logprob, top: score.top }));
+        self.prompt_records.extend(records.map(|score| TokenRecord {
+            id: score.token,
+            logprob: score.logprob,
+            top: score.top,
+        }));
         if !self.prompt_sent && self.prompt_records.len() == self.prompt_len() {
             self.prompt_sent = true;
             let records = std::mem::take(&mut self.prompt_records);

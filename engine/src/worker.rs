@@ -60,8 +60,8 @@ pub(crate) struct Worker {
 
 /// A request without a slot: new, or preempted.
 pub(crate) enum Waiting {
-    New(Job),
-    Preempted(Sequence),
+    New(Box<Job>),
+    Preempted(Box<Sequence>),
 }
 
 impl Waiting {
@@ -104,7 +104,7 @@ impl Worker {
 
     pub(crate) fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(Waiting::New)),
+            Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(|job| Waiting::New(Box::new(job)))),
             Command::Drain(done) => self.drains.push(done),
         }
     }
@@ -141,7 +141,7 @@ impl Worker {
         self.waiting = open;
         for entry in closed {
             match entry {
-                Waiting::Preempted(sequence) => self.account(sequence, Ending::Cancelled),
+                Waiting::Preempted(sequence) => self.account(*sequence, Ending::Cancelled),
                 Waiting::New(_) => {
                     let labels = OutcomeLabels { outcome: Outcome::Cancelled, strategy: "none" };
                     self.metrics.requests.get_or_create(&labels).inc();
@@ -159,10 +159,10 @@ impl Worker {
             }
             let Some(entry) = self.waiting.pop_front() else { return };
             let sequence = match entry {
-                Waiting::Preempted(sequence) => sequence,
+                Waiting::Preempted(sequence) => *sequence,
                 Waiting::New(job) => {
                     let decoder = (self.make_decoder)(&job.request);
-                    let sequence = Sequence::new(job, decoder, &self.pool, self.context.clone());
+                    let sequence = Sequence::new(*job, decoder, &self.pool, self.context.clone());
                     self.metrics.queue_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
                     let labels = TokenLabels { kind: TokenKind::Prompt };
                     self.metrics.tokens.get_or_create(&labels).inc_by(sequence.prompt_len() as u64);
@@ -215,7 +215,7 @@ impl Worker {
         sequence.preempt();
         self.metrics.preemptions.inc();
         tracing::debug!(running = self.running.len(), "out of KV pages: preempted the newest sequence");
-        self.waiting.push_front(Waiting::Preempted(sequence));
+        self.waiting.push_front(Waiting::Preempted(Box::new(sequence)));
     }
 
     /// Runs one pass over all turns; if it fails, each turn alone, so that only the guilty one ends.
@@ -288,7 +288,7 @@ impl Worker {
         self.account(sequence, ending);
     }
 
-    fn account(&mut self, sequence: Sequence, ending: Ending) {
+    fn account(&self, sequence: Sequence, ending: Ending) {
         let outcome = match &ending {
             Ending::Finished(crate::event::FinishReason::Stop, _) => Outcome::Stop,
             Ending::Finished(crate::event::FinishReason::Length, _) => Outcome::Length,

@@ -1,4 +1,5 @@
 //! The laws of `engine/specs/jacobi.md`, section 8, through the whole engine.
+#![expect(clippy::unwrap_used, reason = "a failed step of a test may stop it where it stands")]
 
 use engine::{
     DecodingOptions, EngineSettings, Event, FinishReason, GuessRule, Request, Sampling, StopRules, Strategy, TokenId,
@@ -176,7 +177,9 @@ fn a_random_llama_in_f64_never_diverges() {
             let sampling = Sampling { temperature, seed: u64::from(case), ..Sampling::default() };
             let base = Request { sampling, ..request(&prompt, 24, ar()) };
             let expected = harness.run_one(base.clone());
-            for (width, window) in [2, 4, 8, 16, 32].into_iter().zip([WindowPolicy::Sliding, WindowPolicy::Shrinking].into_iter().cycle()) {
+            for (width, window) in
+                [2, 4, 8, 16, 32].into_iter().zip([WindowPolicy::Sliding, WindowPolicy::Shrinking].into_iter().cycle())
+            {
                 let decoding = jacobi(width, window, GuessRule::ContextRandom);
                 let got = harness.run_one(Request { decoding, ..base.clone() });
                 assert_eq!(got.tokens, expected.tokens, "model {seed}, case {case}, width {width}");
@@ -232,7 +235,11 @@ fn an_end_token_stops_at_every_offset_of_a_block() {
         // Positions 0..3 are the prompt; the end token stands `offset` tokens behind it.
         let mut table: Vec<TokenId> = (0..3 + offset).map(|i| TokenId(40 + i as u32)).collect();
         table.push(END);
-        for decoding in [ar(), jacobi(4, WindowPolicy::Shrinking, GuessRule::Lookup), jacobi(8, WindowPolicy::Sliding, GuessRule::Lookup)] {
+        for decoding in [
+            ar(),
+            jacobi(4, WindowPolicy::Shrinking, GuessRule::Lookup),
+            jacobi(8, WindowPolicy::Sliding, GuessRule::Lookup),
+        ] {
             let mut harness = Harness::new(scripted(Rule::Table(table.clone())).unwrap(), settings()).unwrap();
             let transcript = harness.run_one(request(&[1, 2, 3], 50, decoding));
             let finish = transcript.finish().unwrap();
@@ -278,7 +285,11 @@ fn stop_strings_cut_where_ar_would_cut() {
     let table: Vec<TokenId> = [0u8, 1].iter().chain(text).map(|&byte| TokenId(u32::from(byte))).collect();
     for stop in ["END", "42", " is", "y", ". E"] {
         let expected = std::str::from_utf8(text).unwrap().split(stop).next().unwrap();
-        for decoding in [ar(), jacobi(16, WindowPolicy::Sliding, GuessRule::Lookup), jacobi(5, WindowPolicy::Shrinking, GuessRule::ContextRandom)] {
+        for decoding in [
+            ar(),
+            jacobi(16, WindowPolicy::Sliding, GuessRule::Lookup),
+            jacobi(5, WindowPolicy::Shrinking, GuessRule::ContextRandom),
+        ] {
             let mut harness = Harness::new(scripted(Rule::Table(table.clone())).unwrap(), settings()).unwrap();
             let stop_rules = StopRules { strings: vec![stop.into()], ..StopRules::default() };
             let transcript = harness.run_one(Request { stop: stop_rules, ..request(&[0, 1], 30, decoding) });

@@ -37,8 +37,6 @@ pub use source::{GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, Mode
 pub use text::{ChatTemplate, Tokenizer};
 
 /// Index of a token in the model's vocabulary.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct TokenId(pub u32);

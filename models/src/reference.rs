@@ -28,15 +28,7 @@ pub struct ReferenceConfig {
 
 impl Default for ReferenceConfig {
     fn default() -> Self {
-        Self {
-            vocab_size: 40,
-            context_len: 128,
-            num_layers: 2,
-            num_heads: 4,
-            num_kv_heads: 2,
-            head_dim: 4,
-            inner: 24,
-        }
+        Self { vocab_size: 40, context_len: 128, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 4, inner: 24 }
     }
 }
 
@@ -48,8 +40,11 @@ pub struct ReferenceLlama {
     embedding: Matrix,
     layers: Vec<Layer>,
     /// Keys and values of each layer by page and offset.
-    kv: HashMap<(PageId, usize, usize), (Vec<f64>, Vec<f64>)>,
+    kv: HashMap<(PageId, usize, usize), KeyValue>,
 }
+
+/// Key and value of one position.
+type KeyValue = (Vec<f64>, Vec<f64>);
 
 #[derive(Debug)]
 struct Layer {
@@ -120,7 +115,13 @@ impl ReferenceLlama {
         Self { spec, config, embedding, layers, kv: HashMap::new() }
     }
 
-    fn row(&mut self, segment: &Segment<'_>, page_len: usize, token: TokenId, position: usize) -> Result<Vec<f64>, ModelError> {
+    fn row(
+        &mut self,
+        segment: &Segment<'_>,
+        page_len: usize,
+        token: TokenId,
+        position: usize,
+    ) -> Result<Vec<f64>, ModelError> {
         let hidden = self.config.num_heads * self.config.head_dim;
         let first = token.0 as usize * hidden;
         let mut x: Vec<f64> = self.embedding.values[first..first + hidden].iter().map(|v| v * 4.0).collect();
@@ -146,7 +147,7 @@ impl ReferenceLlama {
         Ok(rms_norm(&x))
     }
 
-    fn attend(&self, query: &[f64], seen: &[&(Vec<f64>, Vec<f64>)]) -> Vec<f64> {
+    fn attend(&self, query: &[f64], seen: &[&KeyValue]) -> Vec<f64> {
         let ReferenceConfig { head_dim, num_heads, num_kv_heads, .. } = self.config;
         let mut mixed = vec![0.0; query.len()];
         for head in 0..num_heads {

@@ -1,5 +1,6 @@
 //! Logits of every family against Hugging Face transformers on tiny random checkpoints (`golden/README.md`), and of
 //! one against candle-transformers.
+#![expect(clippy::unwrap_used, reason = "a failed step of a test may stop it where it stands")]
 
 use std::path::{Path, PathBuf};
 
@@ -96,11 +97,12 @@ fn chunks_and_neighbours_do_not_change_a_bit() {
         let mut kv = KvCache::new(model.spec().kv, 16, PAGE_LEN).unwrap();
         let pages: Vec<PageId> = (0..16).map(PageId).collect();
         let part = |tokens, pages| Segment { tokens, start: 0, visibility: Visibility::Causal, scored: 0..7, pages };
-        let segments = vec![part(&ids[..7], &pages[..4]), part(&ids[9..16], &pages[4..8]), part(&ids[..7], &pages[8..12])];
+        let segments =
+            vec![part(&ids[..7], &pages[..4]), part(&ids[9..16], &pages[4..8]), part(&ids[..7], &pages[8..12])];
         let packed = model.forward(&ForwardBatch { segments }, &mut kv).unwrap();
-        for row in 0..7 {
-            assert_eq!(packed.row(row), whole[row].as_slice(), "{name}, first of three sequences, row {row}");
-            assert_eq!(packed.row(14 + row), whole[row].as_slice(), "{name}, last of three sequences, row {row}");
+        for (row, expected) in whole[..7].iter().enumerate() {
+            assert_eq!(packed.row(row), expected, "{name}, first of three sequences, row {row}");
+            assert_eq!(packed.row(14 + row), expected, "{name}, last of three sequences, row {row}");
         }
     }
 }
@@ -123,7 +125,8 @@ fn quantised_weights_stay_near() {
 fn llama_matches_candle_transformers() {
     use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
     let folder = golden("llama-gqa-tied");
-    let config: LlamaConfig = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+    let config: LlamaConfig =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
     let config = config.into_config(false);
     let tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
     let weights = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);

@@ -31,7 +31,12 @@ pub trait Decoder: Send {
 
     /// Reads the scores of the planned rows, `scores[i]` for row `plan.scored.start + i`; says which tokens are final
     /// and what the KV cache keeps.
-    fn judge(&mut self, seq: &SeqView<'_>, plan: &StepPlan, scores: Vec<TokenScore>) -> Result<StepOutcome, DecodeError>;
+    fn judge(
+        &mut self,
+        seq: &SeqView<'_>,
+        plan: &StepPlan,
+        scores: Vec<TokenScore>,
+    ) -> Result<StepOutcome, DecodeError>;
 }
 
 /// What a decoder may know of its sequence.

@@ -9,8 +9,8 @@ mod noise;
 use models::TokenId;
 
 pub use counts::TokenCounts;
-pub(crate) use noise::mix;
 pub use noise::SlotNoise;
+pub(crate) use noise::mix;
 
 use crate::request::Sampling;
 
@@ -46,11 +46,7 @@ pub fn choose(logits: &[f32], slot: &SlotContext<'_>) -> TokenScore {
     let adjusted = adjust(logits, slot);
     let values = adjusted.as_deref().unwrap_or(logits);
     let likeliest = argmax(values);
-    let token = if sampling.temperature == 0.0 {
-        likeliest
-    } else {
-        sample(values, likeliest, slot)
-    };
+    let token = if sampling.temperature == 0.0 { likeliest } else { sample(values, likeliest, slot) };
     match slot.logprobs {
         None => TokenScore { token, logprob: None, top: Vec::new() },
         Some(k) => score_token(logits, token, k),
@@ -89,7 +85,8 @@ fn adjust(logits: &[f32], slot: &SlotContext<'_>) -> Option<Vec<f32>> {
     if sampling.has_penalties() {
         for (token, in_output) in slot.counts.iter() {
             let value = &mut values[token.0 as usize];
-            *value = if *value > 0.0 { *value / sampling.repetition_penalty } else { *value * sampling.repetition_penalty };
+            *value =
+                if *value > 0.0 { *value / sampling.repetition_penalty } else { *value * sampling.repetition_penalty };
             if in_output > 0 {
                 *value -= sampling.presence_penalty + sampling.frequency_penalty * in_output as f32;
             }

@@ -41,11 +41,7 @@ impl SlotNoise {
     /// `candidates` yields `(token, logit)` with the logit already divided by the temperature; `likeliest` is one of
     /// them with the largest logit. Exact: a candidate is skipped only when an upper bound of its noise cannot reach
     /// the best score so far, which spares two logarithms for nearly every token of a large vocabulary.
-    pub(crate) fn argmax(
-        self,
-        likeliest: (TokenId, f64),
-        candidates: impl Iterator<Item = (TokenId, f64)>,
-    ) -> TokenId {
+    pub(crate) fn argmax(self, likeliest: (TokenId, f64), candidates: impl Iterator<Item = (TokenId, f64)>) -> TokenId {
         let (mut best_token, mut best) = (likeliest.0, likeliest.1 + self.gumbel(likeliest.0));
         for (token, logit) in candidates {
             let hash = self.hash(token);
@@ -88,21 +84,19 @@ mod tests {
         assert_eq!(golden, GOLDEN_HASHES);
     }
 
-    const GOLDEN_HASHES: [u64; 4] = [
-        2_391_539_541_053_276_776,
-        4_750_131_251_579_153_869,
-        11_506_130_685_473_431_765,
-        3_124_825_411_632_378_309,
-    ];
+    const GOLDEN_HASHES: [u64; 4] =
+        [2_391_539_541_053_276_776, 4_750_131_251_579_153_869, 11_506_130_685_473_431_765, 3_124_825_411_632_378_309];
 
     #[test]
     fn the_bound_never_hides_the_winner() {
         for slot in 0..200 {
             let noise = SlotNoise::new(9, 0, slot);
-            let logits: Vec<f64> = (0..500u64).map(|v| (mix(v ^ (slot << 20)) >> 11) as f64 / (1u64 << 50) as f64).collect();
+            let logits: Vec<f64> =
+                (0..500u64).map(|v| (mix(v ^ (slot << 20)) >> 11) as f64 / (1u64 << 50) as f64).collect();
             let all = || logits.iter().enumerate().map(|(v, &logit)| (TokenId(v as u32), logit));
             let likeliest = all().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
-            let plain = all().map(|(v, logit)| (v, logit + noise.gumbel(v))).max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+            let plain =
+                all().map(|(v, logit)| (v, logit + noise.gumbel(v))).max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
             assert_eq!(noise.argmax(likeliest, all()), plain.0, "slot {slot}");
         }
     }

@@ -14,8 +14,7 @@ fn sampled(logits: &[f32], sampling: &Sampling, draws: u64) -> Vec<usize> {
     histogram
 }
 
-const LOGITS: [f32; 16] =
-    [2.0, -1.0, 0.3, 1.7, 0.0, -2.5, 0.9, 1.1, -0.4, 2.2, 0.6, -3.0, 1.4, 0.2, -0.9, 1.9];
+const LOGITS: [f32; 16] = [2.0, -1.0, 0.3, 1.7, 0.0, -2.5, 0.9, 1.1, -0.4, 2.2, 0.6, -3.0, 1.4, 0.2, -0.9, 1.9];
 
 /// Chi-square of 20 000 draws against softmax(z / T) over the kept tokens. The 99.9 % points of the distribution with
 /// 15, 4 and 6 degrees of freedom are 37.7, 18.5 and 22.5.

@@ -8,6 +8,7 @@ use kernels::{AttentionPlan, PlanRow};
 
 use crate::{
     AttentionKind, Backbone, BackboneSpec, ForwardBatch, KvCache, KvLayout, LogitAlignment, Logits, ModelError,
+    Segment,
     config::CausalConfig,
     layers::{Attention, Embedding, Linear, Mlp, Rope},
     loader::WeightStore,
@@ -111,6 +112,7 @@ impl Backbone for CausalLm {
             return Logits::new(Vec::new(), self.spec.vocab_size);
         }
         let plan = attention_plan(batch, kv)?;
+        self.rope.cover(batch.segments.iter().map(Segment::end).max().unwrap_or(0))?;
         let mut xs = self.embedding.forward(batch.segments.iter().flat_map(|segment| segment.tokens))?;
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = kernels::rms_norm(&xs, &layer.attention_norm, self.norm_eps)?;

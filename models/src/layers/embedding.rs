@@ -22,9 +22,7 @@ impl Embedding {
         let hidden = self.table.in_features();
         let ids: Vec<TokenId> = tokens.copied().collect();
         let mut rows = vec![0f32; ids.len() * hidden];
-        rows.par_chunks_mut(hidden)
-            .zip(&ids)
-            .try_for_each(|(row, id)| self.table.row(id.0 as usize, row))?;
+        rows.par_chunks_mut(hidden).zip(&ids).try_for_each(|(row, id)| self.table.row(id.0 as usize, row))?;
         Ok(Tensor::from_vec(rows, (ids.len(), hidden), &Device::Cpu)?)
     }
 

@@ -7,27 +7,45 @@ use crate::{
     config::{CausalConfig, RopeScaling},
 };
 
-/// Tables of cosines and sines, `[context, head_dim / 2]` each.
+/// Positions of the first tables.
+const FIRST_LEN: usize = 1024;
+
+/// Tables of cosines and sines, `[positions, head_dim / 2]` each, grown as positions are used: a context of millions
+/// of tokens, which a config may claim, costs nothing until somebody fills it.
 #[derive(Debug)]
 pub(crate) struct Rope {
+    /// Angle per position of each pair of features.
+    frequencies: Vec<f32>,
+    context_len: usize,
     pub(crate) cos: Tensor,
     pub(crate) sin: Tensor,
 }
 
 impl Rope {
     pub(crate) fn new(config: &CausalConfig) -> Result<Self, ModelError> {
-        let half = config.head_dim / 2;
         let frequencies = frequencies(config);
-        // The angle in f32, as the reference implementations have it: a table in f64 would be nearer to the formula
-        // and farther from the arithmetic that the checkpoints were trained with.
-        let angles: Vec<f32> = (0..config.context_len)
-            .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
-            .collect();
-        let table = |f: fn(f32) -> f32| {
-            Tensor::from_vec(angles.iter().map(|&a| f(a)).collect(), (config.context_len, half), &Device::Cpu)
-        };
-        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)? })
+        let (cos, sin) = tables(&frequencies, FIRST_LEN.min(config.context_len))?;
+        Ok(Self { frequencies, context_len: config.context_len, cos, sin })
     }
+
+    /// Makes the tables cover positions `0..len`.
+    pub(crate) fn cover(&mut self, len: usize) -> Result<(), ModelError> {
+        if len > self.cos.dim(0)? {
+            (self.cos, self.sin) = tables(&self.frequencies, len.next_power_of_two().min(self.context_len.max(len)))?;
+        }
+        Ok(())
+    }
+}
+
+fn tables(frequencies: &[f32], len: usize) -> Result<(Tensor, Tensor), ModelError> {
+    // The angle in f32, as the reference implementations have it: a table in f64 would be nearer to the formula and
+    // farther from the arithmetic that the checkpoints were trained with.
+    let angles: Vec<f32> =
+        (0..len).flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency)).collect();
+    let table = |f: fn(f32) -> f32| {
+        Tensor::from_vec(angles.iter().map(|&a| f(a)).collect(), (len, frequencies.len()), &Device::Cpu)
+    };
+    Ok((table(f32::cos)?, table(f32::sin)?))
 }
 
 /// Angle per position of each pair of features, `head_dim / 2` values.
