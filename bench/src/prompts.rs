@@ -1,11 +1,25 @@
 //! Fixed prompts, part of the program so that a result names its input by one hash.
 
+use engine::{ModelInfo, TokenId};
+
 /// Chat prompts, one a line.
 const CHAT: &str = include_str!("../prompts/chat.txt");
 
 /// The prompts.
 pub(crate) fn chat() -> impl Iterator<Item = &'static str> {
     CHAT.lines().filter(|line| !line.trim().is_empty())
+}
+
+/// A prompt as the model wants it: as a chat if it has a chat template, else as it is.
+pub(crate) fn tokens(info: &ModelInfo, prompt: &str) -> anyhow::Result<Vec<TokenId>> {
+    match &info.chat_template {
+        None => Ok(info.tokenizer.encode(prompt, true)?),
+        Some(template) => {
+            let messages = serde_json::json!([{"role": "user", "content": prompt}]);
+            let text = template.render(&messages, None, true, &serde_json::Map::new())?;
+            Ok(info.tokenizer.encode_chat(&text)?)
+        }
+    }
 }
 
 /// 64-bit FNV-1a of the prompt file.

@@ -184,7 +184,7 @@ fn measure(engine: &Engine, args: &SpeedArgs, contenders: &[Contender], round: u
         vec![Sample { row: 0, speed: long.len() as f64 / prefill.prefill.as_secs_f64(), tokens_per_forward: None }];
 
     let prompt = prompts::chat().nth(round % prompts::chat().count()).context("no prompts")?;
-    let prompt = info.tokenizer.encode(prompt, true)?;
+    let prompt = prompts::tokens(info, prompt)?;
     for (row, contender) in (1..).zip(contenders) {
         let request = Request {
             max_tokens: Some(args.gen_tokens),

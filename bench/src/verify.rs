@@ -117,7 +117,7 @@ fn prompt_tokens(engine: &Engine, args: &VerifyArgs) -> anyhow::Result<Vec<Vec<T
         if lap == 0 { line.clone() } else { format!("Question {index}. {line}") }
     };
     let info = engine.model();
-    (0..args.prompts).map(|index| Ok(info.tokenizer.encode(&prompt(index), true)?)).collect()
+    (0..args.prompts).map(|index| prompts::tokens(info, &prompt(index))).collect()
 }
 
 fn run_groups(engine: &Engine, requests: Vec<Request>) -> anyhow::Result<Vec<Output>> {

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -48,10 +48,45 @@ struct Shared {
     commands: mpsc::UnboundedSender<Command>,
     info: ModelInfo,
     metrics: Metrics,
-    in_flight: Arc<AtomicUsize>,
+    occupancy: Arc<Occupancy>,
     draining: AtomicBool,
     max_concurrent: usize,
     max_queue: usize,
+}
+
+/// What handle and worker both count.
+#[derive(Debug, Default)]
+pub(crate) struct Occupancy {
+    /// Requests accepted and not yet ended.
+    in_flight: AtomicUsize,
+    /// Running mean of the time that a request takes from its first step to its end, in microseconds; 0 before any.
+    mean_micros: AtomicU64,
+}
+
+impl Occupancy {
+    /// Takes places for `count` requests if no more than `capacity` are then in flight.
+    pub(crate) fn claim(&self, count: usize, capacity: usize) -> bool {
+        let claim = |in_flight: usize| in_flight.checked_add(count).filter(|total| *total <= capacity);
+        self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_ok()
+    }
+
+    /// Gives `count` places back.
+    pub(crate) fn release(&self, count: usize) {
+        self.in_flight.fetch_sub(count, Ordering::AcqRel);
+    }
+
+    /// Learns how long a request took. Only the worker calls it, so load and store need not be one step.
+    pub(crate) fn observe(&self, taken: Duration) {
+        let mean = self.mean_micros.load(Ordering::Relaxed);
+        let taken = taken.as_micros() as u64;
+        self.mean_micros.store(if mean == 0 { taken.max(1) } else { (mean * 7 + taken) / 8 }, Ordering::Relaxed);
+    }
+
+    /// When a place should be free, if `slots` requests run at a time: at least one second, at most a minute.
+    fn retry_after(&self, slots: usize) -> Duration {
+        let per_place = self.mean_micros.load(Ordering::Relaxed) / slots.max(1) as u64;
+        Duration::from_micros(per_place).clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
 }
 
 /// What a caller may know of the model.
@@ -153,10 +188,10 @@ impl Engine {
         if shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::ShuttingDown);
         }
-        let claim = |in_flight: usize| (in_flight + requests.len() <= capacity).then_some(in_flight + requests.len());
-        if shared.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim).is_err() {
+        if !shared.occupancy.claim(requests.len(), capacity) {
             shared.metrics.refused.inc_by(requests.len() as u64);
-            return Err(SubmitError::QueueFull { max_queue: shared.max_queue, retry_after: Duration::from_secs(1) });
+            let retry_after = shared.occupancy.retry_after(shared.max_concurrent);
+            return Err(SubmitError::QueueFull { max_queue: shared.max_queue, retry_after });
         }
         let submitted = Instant::now();
         let num_requests = requests.len();
@@ -168,7 +203,7 @@ impl Engine {
             })
             .unzip();
         if shared.commands.send(Command::Submit(jobs)).is_err() {
-            shared.in_flight.fetch_sub(num_requests, Ordering::AcqRel);
+            shared.occupancy.release(num_requests);
             return Err(SubmitError::ShuttingDown);
         }
         Ok(streams)
@@ -180,7 +215,7 @@ impl Engine {
         let running = metrics.running.get() as usize;
         Load {
             running,
-            waiting: self.shared.in_flight.load(Ordering::Acquire).saturating_sub(running),
+            waiting: self.shared.occupancy.in_flight.load(Ordering::Acquire).saturating_sub(running),
             kv_pages_used: metrics.pages_used.get() as usize,
             kv_pages_total: metrics.pages_total.get() as usize,
         }
@@ -239,7 +274,7 @@ fn prepare(
     })?;
     let metrics = Metrics::new();
     metrics.pages_total.set(num_pages as i64);
-    let in_flight = Arc::new(AtomicUsize::new(0));
+    let occupancy = Arc::new(Occupancy::default());
     let (commands, receiver) = mpsc::unbounded_channel();
     let info = ModelInfo {
         id,
@@ -264,7 +299,7 @@ fn prepare(
         max_concurrent: settings.max_concurrent,
         make_decoder,
         metrics: metrics.clone(),
-        in_flight: in_flight.clone(),
+        occupancy: occupancy.clone(),
         running: Vec::new(),
         waiting: VecDeque::new(),
         drains: Vec::new(),
@@ -273,7 +308,7 @@ fn prepare(
         commands,
         info,
         metrics,
-        in_flight,
+        occupancy,
         draining: AtomicBool::new(false),
         max_concurrent: settings.max_concurrent,
         max_queue: settings.max_queue,

@@ -333,6 +333,10 @@ impl Sequence {
         stats
     }
 
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     pub(crate) fn submitted(&self) -> Instant {
         self.submitted
     }

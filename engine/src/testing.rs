@@ -166,7 +166,7 @@ impl Harness {
     /// Queues a request; checks of [`Engine::submit`] do not apply.
     pub fn submit(&mut self, request: Request) -> mpsc::Receiver<Event> {
         let (events, receiver) = EventSender::channel(4096);
-        self.worker.in_flight.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        self.worker.occupancy.claim(1, usize::MAX);
         let job = Job { request, events, submitted: std::time::Instant::now() };
         self.worker.take(Command::Submit(vec![job]));
         receiver

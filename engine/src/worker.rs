@@ -4,10 +4,7 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Instant,
 };
 
@@ -17,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     cost::{CostTable, PassCost},
     decode::{Decoder, StepPlan},
+    engine::Occupancy,
     error::RequestError,
     metrics::{Metrics, Outcome, OutcomeLabels, StrategyLabels, TokenKind, TokenLabels},
     pages::PagePool,
@@ -51,8 +49,8 @@ pub(crate) struct Worker {
     pub(crate) max_concurrent: usize,
     pub(crate) make_decoder: DecoderFactory,
     pub(crate) metrics: Metrics,
-    /// Requests accepted and not yet ended; shared with the handle, which bounds it.
-    pub(crate) in_flight: Arc<AtomicUsize>,
+    /// Shared with the handle, which bounds the number of requests by it.
+    pub(crate) occupancy: Arc<Occupancy>,
     pub(crate) running: Vec<Sequence>,
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) drains: Vec<oneshot::Sender<()>>,
@@ -145,7 +143,7 @@ impl Worker {
                 Waiting::New(_) => {
                     let labels = OutcomeLabels { outcome: Outcome::Cancelled, strategy: "none" };
                     self.metrics.requests.get_or_create(&labels).inc();
-                    self.in_flight.fetch_sub(1, Ordering::AcqRel);
+                    self.occupancy.release(1);
                 }
             }
         }
@@ -304,7 +302,8 @@ impl Worker {
         let num_tokens = sequence.completion_tokens() as u64;
         self.metrics.tokens.get_or_create(&TokenLabels { kind: TokenKind::Completion }).inc_by(num_tokens);
         // Pages, slot and place in the queue are free before the client hears of the end.
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.occupancy.observe(sequence.started().elapsed());
+        self.occupancy.release(1);
         let stats = sequence.close(ending);
         let by_strategy = StrategyLabels { strategy };
         if let Some(mean) = stats.tokens_per_forward() {
