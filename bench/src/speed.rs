@@ -133,7 +133,7 @@ pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
                 .collect()
         });
         let raw = Raw {
-            command: std::env::args().collect(),
+            command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
             hardware: Hardware::read(),
             model: engine.model().id.clone(),
             weights_mib: engine.model().weight_bytes >> 20,

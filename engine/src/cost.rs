@@ -8,6 +8,8 @@ use models::{Backbone, ForwardBatch, KvCache, ModelError, PageId, Segment, Token
 const CALIBRATION_ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// Passes timed at each row count; the fastest counts, since other load only ever adds time.
 const CALIBRATION_PASSES: usize = 4;
+/// Tokens that the timed rows attend to.
+const CALIBRATION_PREFIX: usize = 64;
 /// Calibration stops after this long and extrapolates: a large model must not delay the start.
 const CALIBRATION_BUDGET: Duration = Duration::from_secs(3);
 
@@ -40,7 +42,7 @@ impl CostTable {
         let pages: Vec<PageId> = (0..room.div_ceil(kv.page_len()) as u32).map(PageId).collect();
         // The prefix is written once so that the timed rows attend to real keys.
         let widest = CALIBRATION_ROWS.iter().copied().filter(|rows| *rows <= room).max().unwrap_or(1);
-        let prefix = (room - widest).min(256);
+        let prefix = (room - widest).min(CALIBRATION_PREFIX);
         let token = |i: usize| TokenId((i * 31 % spec.vocab_size) as u32);
         let mut pass = |start: usize, rows: usize, scored: usize| -> Result<Duration, ModelError> {
             let tokens: Vec<TokenId> = (start..start + rows).map(token).collect();

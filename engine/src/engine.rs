@@ -150,7 +150,7 @@ impl EventStream {
 impl Engine {
     /// Reserves the KV cache, measures what a pass costs and starts the device thread. Blocks for a few seconds.
     pub fn start(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        let plan = DecoderPlan::of(&model, &settings);
+        let plan = DecoderPlan::of(&model, &settings)?;
         Self::start_with(model, settings, Box::new(move |request| plan.make(request)))
     }
 
@@ -244,7 +244,7 @@ pub(crate) fn by_hand(
     settings: &EngineSettings,
     make_decoder: Option<DecoderFactory>,
 ) -> Result<(Worker, rayon::ThreadPool), EngineError> {
-    let plan = DecoderPlan::of(&model, settings);
+    let plan = DecoderPlan::of(&model, settings)?;
     let make_decoder = make_decoder.unwrap_or_else(|| Box::new(move |request| plan.make(request)));
     let (worker, _, _, threads) = prepare(model, settings, make_decoder)?;
     Ok((worker, threads))
@@ -342,12 +342,23 @@ fn default_width(settings: &EngineSettings, hints: Option<&JacobiHints>) -> usiz
 #[derive(Debug, Clone, Copy)]
 struct DecoderPlan {
     width: usize,
+    guess: GuessRule,
     trained: bool,
 }
 
 impl DecoderPlan {
-    fn of(model: &LoadedModel, settings: &EngineSettings) -> Self {
-        Self { width: default_width(settings, model.jacobi.as_ref()), trained: model.jacobi.is_some() }
+    fn of(model: &LoadedModel, settings: &EngineSettings) -> Result<Self, EngineError> {
+        let hints = model.jacobi.as_ref();
+        let guess = match hints.map(|hints| hints.guess.as_deref()) {
+            // A consistency model is trained on random tokens of its context; on a plain model only copies pay.
+            Some(None | Some("context-random" | "context_random")) => GuessRule::ContextRandom,
+            None | Some(Some("lookup")) => GuessRule::Lookup,
+            Some(Some(other)) => {
+                let message = format!("`{other}` is not known; supported: context-random, lookup");
+                return Err(EngineError::InvalidSetting { setting: "guess of the model's jacobi hints", message });
+            }
+        };
+        Ok(Self { width: default_width(settings, hints), guess, trained: hints.is_some() })
     }
 
     fn make(&self, request: &Request) -> Box<dyn Decoder> {
@@ -357,7 +368,7 @@ impl DecoderPlan {
             Strategy::Auto | Strategy::Jacobi => Box::new(Jacobi::new(JacobiConfig {
                 width: options.width.unwrap_or(self.width),
                 window: options.window.unwrap_or(WindowPolicy::Sliding),
-                guess: options.guess.unwrap_or(if self.trained { GuessRule::ContextRandom } else { GuessRule::Lookup }),
+                guess: options.guess.unwrap_or(self.guess),
                 adaptive: options.adaptive.unwrap_or(true),
                 trained: self.trained,
                 seed: request.sampling.seed ^ u64::from(request.choice),

@@ -144,7 +144,6 @@ impl Sequence {
     }
 
     /// Prompt and committed tokens.
-    #[cfg(feature = "testing")]
     pub(crate) fn num_tokens(&self) -> usize {
         self.tokens.len()
     }
@@ -314,6 +313,8 @@ impl Sequence {
 
     /// Reports the ending to the client and frees everything.
     pub(crate) fn close(mut self, ending: Ending) -> DecodeStats {
+        // Whoever hears of the end may count on the pages.
+        self.preempt();
         let now = Instant::now();
         self.stats.prefill = self.first_commit.unwrap_or(now) - self.started;
         self.stats.decode = self.first_commit.map_or(Duration::ZERO, |first| self.last_commit.unwrap_or(first) - first);

@@ -22,6 +22,7 @@ use crate::{
     scheduler::{Demand, RowBudget, allot},
     score::{Scored, score},
     sequence::{Ending, Job, Sequence, SequenceContext},
+    settings::PAGE_LEN,
 };
 
 /// Rows of a chunk whose prompt log-probabilities are wanted: each of them brings a whole row of logits to the host.
@@ -63,6 +64,14 @@ pub(crate) enum Waiting {
 }
 
 impl Waiting {
+    /// Tokens that it has to read before it can go on.
+    fn num_tokens(&self) -> usize {
+        match self {
+            Self::New(job) => job.request.prompt.len(),
+            Self::Preempted(sequence) => sequence.num_tokens(),
+        }
+    }
+
     fn is_closed(&self) -> bool {
         match self {
             Self::New(job) => job.events.is_closed(),
@@ -151,8 +160,11 @@ impl Worker {
 
     fn admit(&mut self) {
         while self.running.len() < self.max_concurrent {
-            // A newcomer needs a page to start with; preempted ones come first, since they stand in front.
-            if self.pool.num_free() == 0 {
+            let Some(entry) = self.waiting.front() else { return };
+            // Whoever enters must have pages for all it has to read and one to go on, or it would be preempted at once
+            // and read its tokens in vain. Alone it always fits. First come, first served.
+            let needed = (entry.num_tokens() / PAGE_LEN + 2).min(self.pool.num_pages());
+            if self.pool.num_free() < needed && !self.running.is_empty() {
                 return;
             }
             let Some(entry) = self.waiting.pop_front() else { return };
