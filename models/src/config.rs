@@ -112,9 +112,12 @@ impl CausalConfig {
     /// Reads a `config.json`. `path` is for messages only.
     pub fn from_hf_json(text: &str, path: &Path) -> Result<Self, ModelError> {
         let origin = path.display().to_string();
-        let raw: RawConfig = serde_json::from_str(text)
-            .map_err(|error| ModelError::BadConfig { origin: origin.clone(), reason: error.to_string() })?;
-        raw.resolve(&origin)
+        let bad =
+            |error: serde_json::Error| ModelError::BadConfig { origin: origin.clone(), reason: error.to_string() };
+        // Other families name their numbers differently; the family is what their users must hear of.
+        let family = serde_json::from_str::<RawFamily>(text).map_err(bad)?.family(&origin)?;
+        let raw: RawConfig = serde_json::from_str(text).map_err(bad)?;
+        raw.resolve(family, &origin)
     }
 
     /// Checks every range a layer relies on. `origin` is for messages only.
@@ -179,11 +182,16 @@ impl CausalConfig {
     }
 }
 
-/// `config.json` as it lies in the folder.
+/// What names the family in a `config.json`.
 #[derive(Debug, Deserialize)]
-struct RawConfig {
+struct RawFamily {
     architectures: Option<Vec<String>>,
     model_type: Option<String>,
+}
+
+/// `config.json` of a supported family.
+#[derive(Debug, Deserialize)]
+struct RawConfig {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -243,9 +251,24 @@ impl OneOrMany {
     }
 }
 
+impl RawFamily {
+    fn family(&self, origin: &str) -> Result<Family, ModelError> {
+        let architecture = self.architectures.as_ref().and_then(|names| names.first()).or(self.model_type.as_ref());
+        match architecture.map(String::as_str) {
+            Some("LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral") => Ok(Family::Llama),
+            Some("Qwen2ForCausalLM" | "qwen2") => Ok(Family::Qwen2),
+            Some("Qwen3ForCausalLM" | "qwen3") => Ok(Family::Qwen3),
+            other => Err(ModelError::UnsupportedArchitecture {
+                origin: origin.into(),
+                architecture: other.unwrap_or("(none named)").into(),
+                supported: SUPPORTED_ARCHITECTURES,
+            }),
+        }
+    }
+}
+
 impl RawConfig {
-    fn resolve(self, origin: &str) -> Result<CausalConfig, ModelError> {
-        let family = self.family(origin)?;
+    fn resolve(self, family: Family, origin: &str) -> Result<CausalConfig, ModelError> {
         self.refuse_unsupported(family, origin)?;
         let (rope_theta, rope_scaling) = self.rope(origin)?;
         let attention_bias = self.attention_bias.unwrap_or(false);
@@ -277,20 +300,6 @@ impl RawConfig {
         };
         config.validate(origin)?;
         Ok(config)
-    }
-
-    fn family(&self, origin: &str) -> Result<Family, ModelError> {
-        let architecture = self.architectures.as_ref().and_then(|names| names.first()).or(self.model_type.as_ref());
-        match architecture.map(String::as_str) {
-            Some("LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral") => Ok(Family::Llama),
-            Some("Qwen2ForCausalLM" | "qwen2") => Ok(Family::Qwen2),
-            Some("Qwen3ForCausalLM" | "qwen3") => Ok(Family::Qwen3),
-            other => Err(ModelError::UnsupportedArchitecture {
-                origin: origin.into(),
-                architecture: other.unwrap_or("(none named)").into(),
-                supported: SUPPORTED_ARCHITECTURES,
-            }),
-        }
     }
 
     /// Settings that change what the layers compute in a way that they do not implement.

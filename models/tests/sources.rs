@@ -162,6 +162,10 @@ fn a_broken_config_is_refused_with_its_cause() {
     let tokenizer = common::tokenizer().to_string().replace("<|im_end|>", "<|other|>");
     fs::write(folder.path().join("tokenizer.json"), tokenizer).expect("writable");
     refused(load_folder(folder.path()), "names no end-of-text token");
+    // Other families name their numbers differently; what matters is that they are not supported.
+    let other = json!({"architectures": ["MambaForCausalLM"], "d_model": 64}).to_string();
+    fs::write(folder.path().join("config.json"), other).expect("writable");
+    refused(load_folder(folder.path()), "`MambaForCausalLM` is not supported");
     fs::write(folder.path().join("config.json"), "{").expect("writable");
     refused(load_folder(folder.path()), "config.json");
     fs::remove_file(folder.path().join("config.json")).expect("it is there");

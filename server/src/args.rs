@@ -1,8 +1,11 @@
 //! The command line: exactly what was typed. What it means is decided in [`crate::settings`].
 
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue},
+};
 use serde::Deserialize;
 
 const EXAMPLES: &str = "\
@@ -212,6 +215,33 @@ impl ServeArgs {
             log_level: self.log_level.or(fallback.log_level),
         }
     }
+}
+
+/// What is wrong with a command line or its variables, in one line.
+pub fn explain(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<_> =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information")).collect();
+    let told = lines.join(" ");
+    let told = told.strip_prefix("error: ").unwrap_or(&told);
+    match variable(error) {
+        Some(variable) => format!("{variable}: {told} (see leapfrog --help)"),
+        None => format!("{told} (see leapfrog --help)"),
+    }
+}
+
+/// The environment variable that the value at fault came from; clap names only the option.
+fn variable(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (option, value) = (text(ContextKind::InvalidArg)?, text(ContextKind::InvalidValue)?);
+    let name = option.trim_start_matches('-').split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next()?;
+    let variable = format!("LEAPFROG_{}", name.replace('-', "_").to_ascii_uppercase());
+    let typed = env::args().any(|arg| arg == value || arg.ends_with(&format!("={value}")));
+    (!typed && env::var(&variable).is_ok_and(|set| set.contains(value))).then_some(variable)
 }
 
 #[cfg(test)]

@@ -45,6 +45,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message).param(param).code("invalid_value")
     }
 
+    /// 400: the field `param` is of another JSON type than it must be.
+    pub fn wrong_type(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::invalid(param, message).code("invalid_type")
+    }
+
     /// 400: the field `param` asks for something that this server does not do.
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message).param(param).code("unsupported_parameter")
@@ -106,8 +111,8 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        let (message, param) = (self.message.clone(), self.param.clone());
-        ErrorBody { error: ErrorFields { message, r#type, param, code: self.code } }
+        let param = self.param.clone();
+        ErrorBody { error: ErrorFields { message: self.to_string(), r#type, param, code: self.code } }
     }
 
     fn retry_after(mut self, wait: Duration) -> Self {
@@ -118,7 +123,13 @@ impl ApiError {
 
 impl fmt::Display for ApiError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.message)
+        // Many programs show their user the message alone, so it says by itself which field is meant.
+        match &self.param {
+            Some(param) if !self.message.contains(&format!("`{param}`")) => {
+                write!(formatter, "`{param}`: {}", self.message)
+            }
+            _ => formatter.write_str(&self.message),
+        }
     }
 }
 
@@ -232,5 +243,13 @@ mod tests {
             let expected = json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
             assert_eq!(body, expected);
         }
+    }
+
+    #[test]
+    fn the_message_names_the_field_once() {
+        assert_eq!(ApiError::invalid("top_p", "2 is above 1").to_string(), "`top_p`: 2 is above 1");
+        assert_eq!(ApiError::missing("prompt").to_string(), "`prompt` is missing");
+        let renamed = ApiError::invalid("prompt", "the prompt is empty").rename_param("prompt", "messages");
+        assert_eq!(renamed.to_string(), "`messages`: the prompt is empty");
     }
 }

@@ -4,7 +4,7 @@ use std::{env, process::ExitCode};
 
 use clap::Parser;
 use server::{
-    args::{Cli, Command, ServeArgs},
+    args::{self, Cli, Command, ServeArgs},
     health, logs,
     settings::Settings,
 };
@@ -16,7 +16,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => return report(&args::explain(&error)),
+        // `--help` and `--version` come as errors too.
+        Err(error) => error.exit(),
+    };
     let outcome = match cli.command {
         Some(Command::Health(args)) => return health::probe(&args),
         Some(Command::Serve(args)) => serve(*args),
@@ -24,10 +29,7 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(&error);
-            ExitCode::from(FAILED)
-        }
+        Err(error) => report(&error.to_string()),
     }
 }
 
@@ -43,7 +45,8 @@ fn serve(args: ServeArgs) -> anyhow::Result<()> {
 
 /// One line, whatever the message holds.
 #[expect(clippy::print_stderr, reason = "the last word of a program that stops, also if logs are off")]
-fn report(error: &anyhow::Error) {
-    let message = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+fn report(message: &str) -> ExitCode {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     eprintln!("error: {message}");
+    ExitCode::from(FAILED)
 }

@@ -55,6 +55,9 @@ fn what_cannot_start_says_why_in_one_line() {
         (vec!["serve", "--device", "cuda"], "no CUDA"),
         (vec!["serve", "--config", "/no/such.toml"], "/no/such.toml"),
         (vec!["serve", "--port", "0", "--width", "1000"], "width"),
+        (vec!["--prot", "1"], "unexpected argument '--prot'"),
+        (vec!["serve", "--port", "many"], "invalid value 'many' for '--port"),
+        (vec!["serve", "--device", "tpu"], "[possible values: cpu, cuda]"),
     ] {
         let output = run(&args, &[("LEAPFROG_LOG_LEVEL", "off")]);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -79,6 +82,35 @@ fn the_environment_wins_over_the_file_and_loses_to_the_command_line() {
     let env = [("LEAPFROG_MODEL", "/from/env")];
     assert!(stderr(&["serve"], &env).contains("/from/env"));
     assert!(stderr(&["serve", "--model", "/from/flag"], &env).contains("/from/flag"));
+}
+
+#[test]
+fn a_bad_variable_is_called_by_its_name() {
+    for (variable, value) in [("LEAPFROG_PORT", "abc"), ("LEAPFROG_STRICT", "maybe"), ("LEAPFROG_LOG_FORMAT", "xml")] {
+        let output = run(&["serve"], &[(variable, value)]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.starts_with(&format!("error: {variable}: invalid value '{value}'")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    let output = run(&["serve", "--port", "many"], &[("LEAPFROG_PORT", "1")]);
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: invalid value 'many'"));
+}
+
+/// A Hub that refuses connections: one line, soon, without the client's own complaints.
+#[test]
+fn a_hub_that_is_not_there_is_one_line() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let endpoint = format!("http://{free}");
+    let env = [("HF_ENDPOINT", endpoint.as_str()), ("HF_HOME", home.path().to_str().unwrap())];
+    let output = run(&["serve", "--port", "0", "--model", "org/name"], &env);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let lines: Vec<_> = stderr.lines().filter(|line| !line.contains(" INFO ")).collect();
+    let [line] = lines[..] else { panic!("{stderr}") };
+    assert!(line.starts_with("error: cannot get org/name from the Hugging Face Hub: no answer from"), "{line}");
+    assert!(line.contains("refused"), "{line}");
 }
 
 #[test]

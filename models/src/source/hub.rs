@@ -4,12 +4,15 @@
 
 use std::{
     env,
+    error::Error,
     io::IsTerminal,
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -28,6 +31,10 @@ const UNWANTED: [&str; 2] = ["*/*", "consolidated*"];
 /// A log line is written each time so many percent more are there.
 const LOG_EVERY_PERCENT: u64 = 10;
 
+/// Silence after which a download is given up. The client sets no time limit of its own, so a server that takes a
+/// connection and says nothing would hold it for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What was downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Download {
@@ -37,13 +44,80 @@ pub(crate) enum Download {
     Gguf(PathBuf),
 }
 
-/// Gets a repository, or one GGUF file of it, into the cache.
+/// Gets a repository, or one GGUF file of it, into the cache. Fails if nothing moves for [`PATIENCE`].
 pub(crate) fn download(repo: &str, revision: Option<&str>, file: Option<&str>) -> Result<Download, ModelError> {
+    let movement = Movement::default();
+    let work = {
+        let (repo, revision, file) = (repo.to_owned(), revision.map(str::to_owned), file.map(str::to_owned));
+        let movement = movement.clone();
+        move || fetch(&repo, revision.as_deref(), file.as_deref(), &movement)
+    };
+    unless_silent(PATIENCE, &movement, work).unwrap_or_else(|| {
+        let reason = format!("nothing came for {} s; check the network, HF_ENDPOINT and the proxy", PATIENCE.as_secs());
+        Err(ModelError::Hub { repo: repo.into(), reason })
+    })
+}
+
+/// Counts what a download does; clones count together.
+#[derive(Debug, Clone, Default)]
+struct Movement(Arc<AtomicU64>);
+
+impl Movement {
+    fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What `work` returns, or `None` once nothing moved for `patience`. The thread of work that is given up stays behind;
+/// it holds a connection and nothing else.
+fn unless_silent<T: Send + 'static>(
+    patience: Duration,
+    movement: &Movement,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    // If the receiver is gone, the work was given up and nobody wants its outcome.
+    let worker = thread::spawn(move || drop(sender.send(work())));
+    let mut seen = movement.count();
+    loop {
+        match receiver.recv_timeout(patience) {
+            Ok(outcome) => return Some(outcome),
+            Err(mpsc::RecvTimeoutError::Timeout) if movement.count() != seen => seen = movement.count(),
+            Err(mpsc::RecvTimeoutError::Timeout) => return None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => match worker.join() {
+                Ok(()) => return None,
+                Err(panic) => std::panic::resume_unwind(panic),
+            },
+        }
+    }
+}
+
+/// One line that names the innermost cause, such as a host that has no address.
+fn explain(error: &hf_hub::HFError) -> String {
+    let text = match error {
+        hf_hub::HFError::Request { url: Some(url), .. } => format!("no answer from {url}"),
+        other => other.to_string(),
+    };
+    let mut root = error.source();
+    while let Some(deeper) = root.and_then(Error::source) {
+        root = Some(deeper);
+    }
+    let first = text.lines().next().unwrap_or_default();
+    match root.map(ToString::to_string) {
+        Some(root) if !text.contains(&root) => format!("{first}: {}", root.lines().next().unwrap_or_default()),
+        _ => first.to_owned(),
+    }
+}
+
+fn fetch(repo: &str, revision: Option<&str>, file: Option<&str>, movement: &Movement) -> Result<Download, ModelError> {
     let offline = is_offline(env::var("HF_HUB_OFFLINE").ok().as_deref());
     let failed = |error: hf_hub::HFError| {
         let hint = if offline { " (HF_HUB_OFFLINE is set, so only the cache was searched)" } else { "" };
-        let reason = error.to_string();
-        ModelError::Hub { repo: repo.into(), reason: format!("{}{hint}", reason.lines().next().unwrap_or_default()) }
+        ModelError::Hub { repo: repo.into(), reason: format!("{}{hint}", explain(&error)) }
     };
     let client = HFClient::builder().build_sync().map_err(failed)?;
     let (owner, name) = repo.split_once('/').ok_or_else(|| ModelError::BadSource { name: repo.into() })?;
@@ -54,7 +128,7 @@ pub(crate) fn download(repo: &str, revision: Option<&str>, file: Option<&str>) -
             .filename(file)
             .maybe_revision(revision)
             .local_files_only(offline)
-            .progress(DownloadProgress::new(repo))
+            .progress(DownloadProgress::new(repo, movement))
             .send()
             .map_err(failed)
     };
@@ -72,7 +146,7 @@ pub(crate) fn download(repo: &str, revision: Option<&str>, file: Option<&str>) -
         .allow_patterns(WANTED.map(String::from).to_vec())
         .ignore_patterns(UNWANTED.map(String::from).to_vec())
         .local_files_only(offline)
-        .progress(DownloadProgress::new(repo))
+        .progress(DownloadProgress::new(repo, movement))
         .send()
         .map_err(failed)?;
     Ok(Download::Folder(folder))
@@ -91,10 +165,13 @@ struct DownloadProgress {
     /// Bytes of files that are complete.
     done: AtomicU64,
     logged_percent: AtomicU64,
+    /// Bytes at the last event.
+    seen: AtomicU64,
+    movement: Movement,
 }
 
 impl DownloadProgress {
-    fn new(repo: &str) -> Arc<Self> {
+    fn new(repo: &str, movement: &Movement) -> Arc<Self> {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
@@ -104,10 +181,22 @@ impl DownloadProgress {
             bar
         });
         let zero = || AtomicU64::new(0);
-        Arc::new(Self { repo: repo.into(), bar, total: zero(), done: zero(), logged_percent: zero() })
+        Arc::new(Self {
+            repo: repo.into(),
+            bar,
+            total: zero(),
+            done: zero(),
+            logged_percent: zero(),
+            seen: zero(),
+            movement: movement.clone(),
+        })
     }
 
     fn show(&self, bytes: u64) {
+        // Events also come by the clock, so that only a new number of bytes is movement.
+        if self.seen.swap(bytes, Ordering::Relaxed) != bytes {
+            self.movement.note();
+        }
         let total = self.total.load(Ordering::Relaxed);
         if let Some(bar) = &self.bar {
             bar.set_position(bytes.min(total));
@@ -135,6 +224,7 @@ impl ProgressHandler for DownloadProgress {
         let ProgressEvent::Download(event) = event else { return };
         match event {
             DownloadEvent::Start { total_files, total_bytes } => {
+                self.movement.note();
                 self.total.store(*total_bytes, Ordering::Relaxed);
                 match &self.bar {
                     Some(bar) => bar.set_length(*total_bytes),
@@ -147,6 +237,7 @@ impl ProgressHandler for DownloadProgress {
             DownloadEvent::Progress { files } => self.add(files),
             DownloadEvent::AggregateProgress { bytes_completed, .. } => self.show(*bytes_completed),
             DownloadEvent::Complete => {
+                self.movement.note();
                 if let Some(bar) = &self.bar {
                     bar.finish_and_clear();
                 }
@@ -158,6 +249,23 @@ impl ProgressHandler for DownloadProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_goes_on_while_something_moves() {
+        let patience = Duration::from_millis(100);
+        let movement = Movement::default();
+        let moving = movement.clone();
+        let outcome = unless_silent(patience, &movement, move || {
+            for _ in 0..30 {
+                thread::sleep(Duration::from_millis(10));
+                moving.note();
+            }
+            7
+        });
+        assert_eq!(outcome, Some(7));
+        let (_hold, wait) = mpsc::sync_channel::<()>(1);
+        assert_eq!(unless_silent(patience, &movement, move || wait.recv().is_ok()), None, "silence is given up");
+    }
 
     #[test]
     fn offline_is_read_as_python_reads_it() {

@@ -58,9 +58,13 @@ pub(crate) async fn chat(
 /// Refuses what would change the answer and is not done here.
 fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     let is_none = |value: &Value| value == "none";
+    let choice = fields.value("tool_choice");
     // Without calls the tools need not be shown to the model.
-    let calls_off = fields.value("tool_choice").is_some_and(|choice| is_none(&choice));
+    let calls_off = choice.as_ref().is_some_and(is_none);
     fields.refuse("tools", |tools| calls_off || tools.as_array().is_some_and(Vec::is_empty))?;
+    if choice.is_some_and(|choice| !is_none(&choice) && choice != "auto") {
+        return Err(ApiError::invalid("tool_choice", "there are no tools to choose from"));
+    }
     fields.refuse("functions", |functions| functions.as_array().is_some_and(Vec::is_empty))?;
     fields.refuse("function_call", is_none)?;
     fields.refuse("response_format", |format| format.get("type").is_some_and(|kind| kind == "text"))?;

@@ -30,7 +30,7 @@ impl Fields {
                 Err(if path.is_empty() {
                     ApiError::new(StatusCode::BAD_REQUEST, format!("the body: {message}")).code("invalid_json")
                 } else {
-                    ApiError::invalid(path, message)
+                    ApiError::wrong_type(path, message)
                 })
             }
         }
@@ -101,8 +101,26 @@ pub(crate) fn read<T: DeserializeOwned>(path: &str, value: Value) -> Result<T, A
             inner if inner.starts_with('[') => format!("{path}{inner}"),
             inner => format!("{path}.{inner}"),
         };
-        ApiError::invalid(param.clone(), format!("`{param}`: {}", error.inner())).code("invalid_type")
+        let message = without_rust_types(&error.inner().to_string());
+        match message.starts_with("invalid type") {
+            true => ApiError::wrong_type(param, message),
+            false => ApiError::invalid(param, message),
+        }
     })
+}
+
+/// Serde names the Rust type that a field has; clients know those of JSON.
+fn without_rust_types(message: &str) -> String {
+    let Some((start, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "u32" | "u64" | "usize" => "a whole number from 0",
+        "i32" | "i64" => "a whole number",
+        "f32" | "f64" | "a JSON number" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other => other,
+    };
+    format!("{start}expected {expected}")
 }
 
 /// What a JSON value is, in words.
@@ -180,6 +198,26 @@ mod tests {
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
         let error = fields.take::<usize>("max_tokens").unwrap_err();
         assert_eq!(error_of(&error)["param"], "max_tokens");
+    }
+
+    #[test]
+    fn errors_speak_of_json() {
+        for (value, code, message) in [
+            (json!("x"), "invalid_type", "`f`: invalid type: string \"x\", expected a whole number from 0"),
+            (json!(-1), "invalid_value", "`f`: invalid value: integer `-1`, expected a whole number from 0"),
+            (json!(1.5), "invalid_type", "`f`: invalid type: floating point `1.5`, expected a whole number from 0"),
+        ] {
+            let error = error_of(&read::<usize>("f", value).unwrap_err());
+            assert_eq!((&error["code"], &error["message"]), (&json!(code), &json!(message)));
+        }
+        assert_eq!(
+            error_of(&read::<f32>("f", json!([])).unwrap_err())["message"],
+            "`f`: invalid type: sequence, expected a number"
+        );
+        assert_eq!(
+            error_of(&read::<Vec<u32>>("f", json!(1)).unwrap_err())["message"],
+            "`f`: invalid type: integer `1`, expected a list"
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn take(fields: &mut Fields, unread: &mut Vec<String>) -> Result<Valu
     let list = match fields.value("messages") {
         Some(Value::Array(list)) => list,
         Some(other) => {
-            return Err(ApiError::invalid("messages", format!("expected a list, got {}", kind_of(&other))));
+            return Err(ApiError::wrong_type("messages", format!("expected a list, got {}", kind_of(&other))));
         }
         None => return Err(ApiError::missing("messages")),
     };
@@ -75,7 +75,7 @@ fn text(path: &str, value: Value) -> Result<String, ApiError> {
         }
         other => {
             let message = format!("expected a string or a list of parts, got {}", kind_of(&other));
-            Err(ApiError::invalid(path, message))
+            Err(ApiError::wrong_type(path, message))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
 
@@ -49,8 +49,12 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<ModelList
 }
 
 /// Shows one name, which may hold slashes.
-pub(crate) async fn retrieve(State(state): State<AppState>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
     let served = state.served()?;
+    let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
     let id = served.resolve(Some(id))?;
     Ok(Json(Model::new(&served, &id)))
 }

@@ -146,7 +146,7 @@ fn stop_rules(fields: &mut Fields) -> Result<StopRules, ApiError> {
         Some(list @ Value::Array(_)) => read("stop", list)?,
         Some(other) => {
             let message = format!("expected a string or a list of strings, got {}", kind_of(&other));
-            return Err(ApiError::invalid("stop", message));
+            return Err(ApiError::wrong_type("stop", message));
         }
     };
     Ok(StopRules {

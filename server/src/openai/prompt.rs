@@ -45,7 +45,7 @@ pub(super) fn read_prompts(value: Value) -> Result<Vec<Prompt>, ApiError> {
 
 fn unexpected(value: &Value) -> ApiError {
     let message = format!("expected a string, a list of strings, or lists of token ids, got {}", kind_of(value));
-    ApiError::invalid("prompt", message)
+    ApiError::wrong_type("prompt", message)
 }
 
 #[cfg(test)]

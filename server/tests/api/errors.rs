@@ -25,7 +25,11 @@ async fn every_bad_request_names_its_field() {
         (CHAT, json!({}), 400, "missing_parameter", "messages"),
         (CHAT, json!({"messages": []}), 400, "invalid_value", "messages"),
         (CHAT, json!({"messages": [{"role": "user"}]}), 400, "missing_parameter", "messages[0].content"),
-        (CHAT, json!({"messages": user(json!(7))}), 400, "invalid_value", "messages[0].content"),
+        (CHAT, json!({"messages": user(json!(7))}), 400, "invalid_type", "messages[0].content"),
+        (CHAT, json!({"messages": "hi"}), 400, "invalid_type", "messages"),
+        (CHAT, json!({"messages": user(json!("")), "decoding": 1}), 400, "invalid_type", "decoding"),
+        (CHAT, json!({"messages": user(json!("")), "max_tokens": -1}), 400, "invalid_value", "max_tokens"),
+        (CHAT, json!({"messages": user(json!("")), "tool_choice": "required"}), 400, "invalid_value", "tool_choice"),
         (CHAT, json!({"messages": user(json!(long))}), 400, "context_length_exceeded", "messages"),
         (CHAT, json!({"messages": user(json!("")), "model": "gpt-4"}), 404, "model_not_found", "model"),
         (CHAT, json!({"messages": user(json!("")), "top_p": 0}), 400, "invalid_value", "top_p"),
@@ -105,6 +109,9 @@ async fn methods_and_routes_that_are_not_there() {
     assert_eq!(reply.status.as_u16(), 405);
     let reply = server.send(call("HEAD", "/v1/models")).await;
     assert_eq!((reply.status.as_u16(), reply.text.as_str()), (200, ""));
+    // A path that is no UTF-8 is not left to the router, whose answers are plain text.
+    let reply = server.send(call("GET", "/v1/models/%ff")).await;
+    assert_eq!((reply.status.as_u16(), reply.error("code")), (400, json!("invalid_value")));
     for (method, path) in [("GET", "/"), ("POST", "/v1/embeddings"), ("TRACE", "/v1/"), ("DELETE", "/v1")] {
         let reply = server.send(call(method, path)).await;
         assert_eq!((reply.status.as_u16(), reply.error("code")), (404, json!("route_not_found")), "{method} {path}");
