@@ -7,7 +7,7 @@ use models::{Backbone, ForwardBatch, KvCache, ModelError, PageId, Segment, Token
 /// Row counts at which a pass is timed.
 const CALIBRATION_ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// Passes timed at each row count; the fastest counts, since other load only ever adds time.
-const CALIBRATION_PASSES: usize = 4;
+const CALIBRATION_ROUNDS: usize = 8;
 /// Tokens that the timed rows attend to.
 const CALIBRATION_PREFIX: usize = 64;
 /// Calibration stops after this long and extrapolates: a large model must not delay the start.
@@ -61,18 +61,19 @@ impl CostTable {
             pass(0, prefix, 0)?;
         }
         let began = Instant::now();
-        let mut points = Vec::new();
-        for rows in CALIBRATION_ROWS.into_iter().filter(|rows| *rows <= widest) {
-            let mut fastest = Duration::MAX;
-            for _ in 0..CALIBRATION_PASSES {
-                fastest = fastest.min(pass(prefix, rows, rows)?);
-                if began.elapsed() > CALIBRATION_BUDGET {
+        let mut points: Vec<(usize, f64)> = Vec::new();
+        // Round by round over all row counts: what slows the machine down for a moment must not hit one of them alone.
+        for round in 0..CALIBRATION_ROUNDS {
+            for (index, rows) in CALIBRATION_ROWS.into_iter().filter(|rows| *rows <= widest).enumerate() {
+                let late = began.elapsed() > CALIBRATION_BUDGET;
+                if late && (round > 0 || index > 1) {
                     break;
                 }
-            }
-            points.push((rows, fastest.as_secs_f64() * 1e3));
-            if began.elapsed() > CALIBRATION_BUDGET {
-                break;
+                let millis = pass(prefix, rows, rows)?.as_secs_f64() * 1e3;
+                match points.get_mut(index) {
+                    Some((_, fastest)) => *fastest = fastest.min(millis),
+                    None => points.push((rows, millis)),
+                }
             }
         }
         Ok(Self::from_points(points))

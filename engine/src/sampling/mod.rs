@@ -63,13 +63,25 @@ pub fn score_token(logits: &[f32], token: TokenId, k: usize) -> TokenScore {
 
 /// Index of the largest value; the lowest index wins a tie. NaN never wins.
 pub fn argmax(values: &[f32]) -> TokenId {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (index, &value) in values.iter().enumerate() {
-        if value > best.1 {
-            best = (index, value);
+    let max = largest_value(values);
+    // A row without a number has no such index; the caller refuses it by the value there.
+    let index = values.iter().position(|&value| value == max).unwrap_or(0);
+    TokenId(index as u32)
+}
+
+/// The largest value, negative infinity if there is no number. In lanes, so that the compiler uses vectors: the scan is
+/// part of every pass.
+fn largest_value(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
         }
     }
-    TokenId(best.0 as u32)
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, |max, value| if value > max { value } else { max })
 }
 
 /// A copy of the logits with bias, penalties and forbidden tokens applied; `None` if none of them is in force.
@@ -159,7 +171,7 @@ fn largest(values: &[f32], k: usize) -> Vec<TokenId> {
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = largest_value(logits);
     let sum: f64 = logits.iter().map(|&value| f64::from((value - max).exp())).sum();
     f64::from(max) + sum.ln()
 }
