@@ -1,7 +1,9 @@
 //! What the engine counts, and under which names.
 
+use std::fmt;
+
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{
         counter::Counter,
         family::Family,
@@ -20,10 +22,20 @@ pub(crate) struct TokenLabels {
 }
 
 /// Value of the label `kind` of the token counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum TokenKind {
     Prompt,
     Completion,
+}
+
+impl EncodeLabelValue for TokenKind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Prompt => "prompt",
+            Self::Completion => "completion",
+        };
+        name.encode(encoder)
+    }
 }
 
 /// How a request ended.
@@ -34,12 +46,24 @@ pub(crate) struct OutcomeLabels {
 }
 
 /// Value of the label `outcome` of the request counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     Stop,
     Length,
     Cancelled,
     Failed,
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        };
+        name.encode(encoder)
+    }
 }
 
 /// Label of a strategy.

@@ -33,7 +33,7 @@ impl Default for EngineSettings {
         Self {
             max_concurrent: 8,
             max_queue: 64,
-            max_rows: 512,
+            max_rows: 256,
             interleave_rows: 64,
             kv_tokens: None,
             max_context: None,
@@ -67,14 +67,26 @@ impl EngineSettings {
 
     /// Context length and number of KV pages for a model with `context_len` positions of `bytes_per_token`.
     pub(crate) fn plan_kv(&self, context_len: usize, bytes_per_token: usize) -> Result<(usize, usize), EngineError> {
-        let mut context = self.max_context.unwrap_or(context_len).min(context_len);
+        let mut context = self.max_context.unwrap_or(context_len);
+        if context > context_len {
+            let message = format!("{context} is beyond the model's context of {context_len}");
+            return Err(EngineError::InvalidSetting { setting: "max_context", message });
+        }
         if context < 2 {
             let message = format!("a context of {context} holds no prompt and completion");
             return Err(EngineError::InvalidSetting { setting: "max_context", message });
         }
         let tokens = match self.kv_tokens {
             Some(tokens) => {
-                context = context.min(tokens / PAGE_LEN * PAGE_LEN);
+                let held = tokens / PAGE_LEN * PAGE_LEN;
+                if held < context {
+                    tracing::warn!(
+                        from = context,
+                        to = held,
+                        "the KV cache holds less than one context: it is shortened"
+                    );
+                }
+                context = context.min(held);
                 tokens
             }
             None => {

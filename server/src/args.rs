@@ -115,7 +115,7 @@ pub struct ServeArgs {
     /// Requests that may wait; one more is answered with 429 [default: 64]
     #[arg(long, env = "LEAPFROG_MAX_QUEUE", value_name = "N", help_heading = "Engine")]
     pub max_queue: Option<usize>,
-    /// Most tokens of one forward pass while prompts are read [default: 512]
+    /// Most tokens of one forward pass while prompts are read [default: 256]
     #[arg(long, env = "LEAPFROG_MAX_ROWS", value_name = "N", help_heading = "Engine")]
     pub max_rows: Option<usize>,
     /// Tokens that the KV cache holds, of all requests together [default: by memory]

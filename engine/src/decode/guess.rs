@@ -37,9 +37,9 @@ impl Guesser {
         }
     }
 
-    /// Whether lookup has a continuation for the committed text.
+    /// Whether lookup has a continuation for the longest suffix of the committed text.
     pub fn has_match(&self, tokens: &[TokenId]) -> bool {
-        self.rule == GuessRule::Lookup && find_suffix(tokens, &[], 2).is_some()
+        self.rule == GuessRule::Lookup && find_suffix(tokens, &[], LOOKUP_MAX).is_some()
     }
 }
 

@@ -14,8 +14,8 @@ const PROBE_INTERVAL: f64 = 32.0;
 const PROBE_BUDGET: f64 = 0.02;
 /// Prior that the next draft is right: for a model trained to predict blocks, after a lookup match, and otherwise.
 const PRIOR_TRAINED: f64 = 0.85;
-const PRIOR_MATCHED: f64 = 0.6;
-const PRIOR_PLAIN: f64 = 0.15;
+const PRIOR_MATCHED: f64 = 0.3;
+const PRIOR_PLAIN: f64 = 0.05;
 
 /// Running estimate of `s_k = P(accepted >= k)` for `k = 1..=n`.
 #[derive(Debug, Clone)]
@@ -31,9 +31,12 @@ impl Survival {
             let survived = f64::from(u8::from(accepted > k));
             *estimate += weight * (survived - *estimate);
         }
-        // A longer run cannot be likelier than a shorter one, and a narrow pass says nothing of the slots beyond it.
-        for k in 1..self.0.len() {
-            self.0[k] = self.0[k].min(self.0[k - 1]);
+        // A narrow pass says nothing of the slots beyond it: they go on as the observed ones begin.
+        if width >= 2 {
+            let ratio = self.0[width - 1].powf(1.0 / (width - 1) as f64);
+            for k in width..self.0.len() {
+                self.0[k] = self.0[k - 1] * ratio;
+            }
         }
     }
 

@@ -61,7 +61,16 @@ fn top_p_keeps_the_smallest_sufficient_set() {
 #[test]
 fn greedy_takes_the_lowest_id_of_a_tie_and_never_nan() {
     assert_eq!(argmax(&[1.0, 3.0, 3.0, f32::NAN]), TokenId(1));
-    assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), TokenId(0), "no finite value: still an id");
+    for hopeless in [vec![f32::NAN, f32::NEG_INFINITY], vec![f32::NAN; 40], vec![f32::NEG_INFINITY; 17]] {
+        let index = argmax(&hopeless).0 as usize;
+        assert!(!hopeless[index].is_finite(), "the caller sees by the value that there is none");
+    }
+    let mut values = vec![0.5f32; 100];
+    for index in [0, 15, 16, 95, 96, 99] {
+        values[index] = 2.0;
+        assert_eq!(argmax(&values).0 as usize, index, "in full lanes and in the rest");
+        values[index] = f32::NAN;
+    }
 }
 
 #[test]
