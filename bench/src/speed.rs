@@ -207,7 +207,7 @@ fn complete(engine: &Engine, request: Request) -> anyhow::Result<DecodeStats> {
         match stream.next_blocking().context("the engine stopped")? {
             Event::Finished(finish) => return Ok(finish.stats),
             Event::Failed(error) => return Err(error.into()),
-            Event::Prompt(_) | Event::Committed(_) => {}
+            Event::Prompt(_) | Event::Committed(_) | Event::Frame(_) => {}
         }
     }
 }

@@ -134,7 +134,7 @@ fn complete(engine: &Engine, requests: Vec<Request>) -> anyhow::Result<Vec<Outpu
         let mut tokens = Vec::new();
         loop {
             match stream.next_blocking().context("the engine stopped")? {
-                Event::Prompt(_) => {}
+                Event::Prompt(_) | Event::Frame(_) => {}
                 Event::Committed(commit) => tokens.extend(commit.tokens.iter().map(|record| record.id)),
                 Event::Finished(finish) => return Ok(Output { tokens, finish }),
                 Event::Failed(error) => return Err(error.into()),

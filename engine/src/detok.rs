@@ -74,7 +74,7 @@ impl Detokenizer {
         }
         let text = String::from_utf8_lossy(&self.pending[..len]).into_owned();
         self.pending.drain(..len);
-        Commit { text, tokens }
+        Commit { text, tokens, hole: 0 }
     }
 
     /// First stop string that ends in the bytes from `old_len` on. The one that completes first wins, the one that

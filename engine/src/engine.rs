@@ -11,7 +11,7 @@ use std::{
 };
 
 use models::{
-    AttentionKind, Backbone, BackboneSpec, KvCache,
+    AttentionKind, Backbone, BackboneSpec, KvCache, TokenId,
     source::{GenerationDefaults, JacobiHints, LoadedModel},
     text::{ChatTemplate, Tokenizer},
 };
@@ -114,6 +114,10 @@ pub struct ModelInfo {
     pub width: usize,
     /// Measured cost of a pass: `(rows, milliseconds)`.
     pub pass_millis: Vec<(usize, f64)>,
+    /// How the model attends.
+    pub attention: AttentionKind,
+    /// The token that marks an undecided slot; only diffusion models have one.
+    pub mask_id: Option<TokenId>,
 }
 
 /// How busy an engine is.
@@ -288,6 +292,8 @@ fn prepare(
         generation,
         width: default_width(settings, jacobi.as_ref()),
         pass_millis: cost.points().to_vec(),
+        attention: spec.attention,
+        mask_id: spec.mask_id,
     };
     let worker = Worker {
         backbone,
@@ -365,7 +371,7 @@ impl DecoderPlan {
         let options = &request.decoding;
         match options.strategy {
             Strategy::Ar => Box::new(Ar),
-            Strategy::Auto | Strategy::Jacobi => Box::new(Jacobi::new(JacobiConfig {
+            Strategy::Auto | Strategy::Jacobi | Strategy::Diffusion => Box::new(Jacobi::new(JacobiConfig {
                 width: options.width.unwrap_or(self.width),
                 window: options.window.unwrap_or(WindowPolicy::Sliding),
                 guess: options.guess.unwrap_or(self.guess),

@@ -5,9 +5,12 @@ use std::time::Duration;
 use models::TokenId;
 use serde::Serialize;
 
-use crate::error::RequestError;
+use crate::{
+    error::RequestError,
+    request::{CacheMode, Policy},
+};
 
-/// One message of a request's stream. The order is: at most one `Prompt`, any number of `Committed`, then exactly one
+/// One message of a request's stream. The order is: at most one `Prompt`, any number of `Committed` and `Frame`, then exactly one
 /// `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -15,6 +18,8 @@ pub enum Event {
     Prompt(Vec<TokenRecord>),
     /// What one decode step made final. Never taken back.
     Committed(Commit),
+    /// What one denoising step fixed, in the order of position and not of the text; only if asked for.
+    Frame(Frame),
     /// The request is done.
     Finished(Finish),
     /// The request ended by a fault of the server; what was committed before stands.
@@ -29,6 +34,24 @@ pub struct Commit {
     /// The tokens whose text this event completes. Their bytes, concatenated over all events, are the text (special
     /// tokens and the end token have none).
     pub tokens: Vec<TokenRecord>,
+    /// Index of the hole that the text belongs to; 0 for a text without holes.
+    pub hole: usize,
+}
+
+/// What a denoising step changed on the canvas: a difference to the frames before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Denoising steps so far, this one included.
+    pub step: usize,
+    /// Index of the block that is being decoded.
+    pub block: usize,
+    /// Slots from the left that are final.
+    pub committed: usize,
+    /// Slots of the canvas that are undecided. A block-causal canvas grows, so the number may rise.
+    pub masked: usize,
+    /// Slots and their tokens, ascending. Slot 0 is the first behind the prompt; given tokens between holes count. A
+    /// slot may come again if the policy edits.
+    pub fixed: Vec<(usize, TokenId)>,
 }
 
 /// One token with what was asked for about it.
@@ -71,7 +94,7 @@ pub struct Finish {
 /// How a request was decoded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecodeStats {
-    /// The strategy that ran: `ar` or `jacobi`.
+    /// The strategy that ran: `ar`, `jacobi` or `diffusion`.
     pub strategy: &'static str,
     /// Passes that scored at least one slot of this request. The pass that finishes the prefill counts: it scores the
     /// first token. Chunks of a long prompt that score nothing do not.
@@ -80,12 +103,45 @@ pub struct DecodeStats {
     pub scored_rows: usize,
     /// Entry `a - 1`: number of passes that committed `a` tokens. Weighted by `a` it sums to the completion tokens.
     pub acceptance_histogram: Vec<u64>,
+    /// Prompt tokens whose keys and values were shared with earlier requests.
+    pub cached_tokens: usize,
+    /// How the canvas was filled; `None` for other strategies.
+    pub diffusion: Option<DiffusionStats>,
     /// From submission to the first step.
     pub queue: Duration,
     /// From the first step to the first committed token.
     pub prefill: Duration,
     /// From the first committed token to the end.
     pub decode: Duration,
+}
+
+/// How a canvas was filled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiffusionStats {
+    /// Passes that judged slots of the canvas. Passes that only store keys and values do not count here, but in
+    /// `forward_passes`.
+    pub denoising_steps: usize,
+    /// Blocks begun.
+    pub blocks: usize,
+    /// Slots decided, by the rule that did it.
+    pub commits: CommitCounts,
+    /// Filled slots that were overwritten.
+    pub edits: usize,
+    /// The policy in force.
+    pub policy: Policy,
+    /// The cache in force.
+    pub cache: CacheMode,
+}
+
+/// Slots decided, by the rule that did it. The sum counts slots of the canvas, also those behind the end of the text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CommitCounts {
+    /// Because they were the best of their pass, or by a quota.
+    pub top: usize,
+    /// Because they reached the threshold.
+    pub anchor: usize,
+    /// Because an anchor was near and they reached the relaxed threshold.
+    pub relaxed: usize,
 }
 
 impl DecodeStats {

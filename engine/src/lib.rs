@@ -29,14 +29,17 @@ mod worker;
 pub use cost::{CostTable, PassCost};
 pub use engine::{Engine, EventStream, Load, ModelInfo};
 pub use error::{EngineError, RequestError, SubmitError};
-pub use event::{Commit, DecodeStats, Event, Finish, FinishReason, TokenRecord};
+pub use event::{
+    Commit, CommitCounts, DecodeStats, DiffusionStats, Event, Finish, FinishReason, Frame, TokenRecord,
+};
 pub use models::{
-    ModelError, Quantize, TokenId,
+    AttentionChoice, AttentionKind, ModelError, Quantize, TokenId,
     source::{GenerationDefaults, LoadOptions, LoadedModel, ModelSource, load},
     text::{ChatTemplate, Tokenizer},
 };
 pub use request::{
-    DecodingOptions, GuessRule, MAX_LOGPROBS, MAX_STOP_LEN, MAX_STOP_STRINGS, MAX_WIDTH, Request, Sampling, StopRules,
-    Strategy, WindowPolicy,
+    CacheMode, DecodingOptions, DiffusionOptions, EarlyStop, GuessRule, InfillPart, MAX_LOGPROBS, MAX_STOP_LEN,
+    MAX_STOP_STRINGS, MAX_WIDTH, Policy, Preset, Remasking, Request, Sampling, StopRules, Strategy, SuppressEos,
+    WindowPolicy,
 };
 pub use settings::EngineSettings;

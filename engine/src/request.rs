@@ -24,6 +24,19 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// Which decoder runs the request.
     pub decoding: DecodingOptions,
+    /// What follows the prompt: holes to fill between given tokens. Empty: the text goes on from the prompt.
+    pub infill: Vec<InfillPart>,
+    /// Whether to report what each denoising step fixed, out of order.
+    pub frames: bool,
+}
+
+/// A part of the text behind the prompt of an infill request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InfillPart {
+    /// Slots to fill, at least one. An end token ends the text of the hole before its last slot.
+    Hole(usize),
+    /// Given tokens.
+    Fixed(Vec<TokenId>),
 }
 
 impl Request {
@@ -38,6 +51,8 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             decoding: DecodingOptions::default(),
+            infill: Vec::new(),
+            frames: false,
         }
     }
 }
@@ -95,7 +110,7 @@ pub struct StopRules {
 }
 
 /// Which decoder runs a request, and how.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DecodingOptions {
     /// The decoder.
     pub strategy: Strategy,
@@ -107,6 +122,139 @@ pub struct DecodingOptions {
     pub window: Option<WindowPolicy>,
     /// Where guesses come from when no refined prediction is at hand.
     pub guess: Option<GuessRule>,
+    /// How a canvas of masks is filled.
+    pub diffusion: DiffusionOptions,
+}
+
+/// How a diffusion decoder fills its canvas. What is `None` is the preset's, then the family's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DiffusionOptions {
+    /// A named point between quality and speed.
+    pub preset: Option<Preset>,
+    /// Which slots a pass commits.
+    pub policy: Option<Policy>,
+    /// What slots are ranked by.
+    pub remasking: Option<Remasking>,
+    /// Denoising steps of the fixed quota: of the whole canvas with full attention, of each block with block-causal
+    /// attention. Policies with thresholds take as many as they need; `dynamic` and `editing` commit at least the quota.
+    pub steps: Option<usize>,
+    /// Slots that are decoded together.
+    pub block_length: Option<usize>,
+    /// Slots of the canvas (full attention only).
+    pub gen_length: Option<usize>,
+    /// Confidence from which a slot is committed, or is an anchor. Range `(0, 1]`.
+    pub threshold: Option<f32>,
+    /// Confidence from which a neighbour of an anchor is committed. Range `[0, 1]`.
+    pub relaxed_threshold: Option<f32>,
+    /// Distance up to which an anchor relaxes the threshold, in positions.
+    pub radius: Option<usize>,
+    /// Factor of the policy `factor`, above 0.
+    pub factor: Option<f32>,
+    /// Probability above which the policy `editing` overwrites a filled slot. Range `[0, 1]`.
+    pub edit_threshold: Option<f32>,
+    /// Most passes that only edit, for each block.
+    pub max_post_steps: Option<usize>,
+    /// What is kept between passes.
+    pub cache: Option<CacheMode>,
+    /// When the canvas is left before it is full.
+    pub early_stop: Option<EarlyStop>,
+    /// Whether end tokens are held down.
+    pub suppress_eos: Option<SuppressEos>,
+}
+
+/// Named points between quality and speed. Only `balanced` is published; see `engine/specs/diffusion.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// Higher thresholds: fewer tokens a pass.
+    Quality,
+    /// The family's published settings.
+    Balanced,
+    /// Lower thresholds, and the approximate dual cache where attention is full.
+    Fast,
+}
+
+/// Which slots a denoising pass commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// A fixed number, the best first.
+    Quota,
+    /// All that reach the threshold (Fast-dLLM).
+    Threshold,
+    /// The longest ranked prefix whose confidences support each other (Fast-dLLM).
+    Factor,
+    /// The threshold, relaxed around anchors (LocalLeap).
+    LocalLeap,
+    /// All above the threshold, the quota at least (SDAR, LLaDA2).
+    Dynamic,
+    /// `dynamic`, and filled slots may still be overwritten within their block (LLaDA2.1).
+    Editing,
+}
+
+/// What the slots of a canvas are ranked by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remasking {
+    /// Probability of the proposed token.
+    LowConfidence,
+    /// Distance of the two likeliest tokens.
+    Margin,
+    /// Negative entropy.
+    Entropy,
+    /// Uniform noise; only with the fixed quota.
+    Random,
+    /// Each slot by its own coin (the "origin" rule of Dream); only with the fixed quota.
+    Origin,
+    /// From left to right; only with the fixed quota.
+    Sequential,
+}
+
+/// What a diffusion decoder keeps between passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheMode {
+    /// Nothing: every pass computes everything. Exact.
+    None,
+    /// Full attention: keys and values before the block, renewed at each block. Approximate.
+    Prefix,
+    /// Full attention: keys and values of everything but the block, renewed at each block. Approximate.
+    Dual,
+    /// Block-causal attention: keys and values of finished blocks. Exact.
+    Block,
+}
+
+impl CacheMode {
+    /// Whether the text is the same as without a cache.
+    pub fn is_exact(self) -> bool {
+        matches!(self, Self::None | Self::Block)
+    }
+}
+
+/// When a canvas is left before it is full. The visible text is the same for all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EarlyStop {
+    /// As soon as an end token is committed and everything before it.
+    #[default]
+    Prefix,
+    /// When the block with an end token is full.
+    Block,
+    /// Never: the whole canvas is filled.
+    None,
+}
+
+/// Whether end tokens are held down while a canvas is filled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SuppressEos {
+    /// They compete like other tokens.
+    #[default]
+    None,
+    /// They are never proposed.
+    Logits,
+    /// They are proposed with confidence 0, so that they are committed last.
+    Confidence,
 }
 
 /// A decoding strategy as a client names it.
@@ -121,6 +269,8 @@ pub enum Strategy {
     Ar,
     /// Jacobi fixed-point decoding.
     Jacobi,
+    /// Denoising of a canvas of masks; what diffusion models do.
+    Diffusion,
 }
 
 /// What happens to a Jacobi block when a pass accepts a part of it.

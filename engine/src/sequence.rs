@@ -119,6 +119,8 @@ impl Sequence {
                 forward_passes: 0,
                 scored_rows: 0,
                 acceptance_histogram: Vec::new(),
+                cached_tokens: 0,
+                diffusion: None,
                 queue: started - submitted,
                 prefill: Duration::ZERO,
                 decode: Duration::ZERO,

@@ -7,7 +7,7 @@ use engine::{
     decode::{DecodeError, Decoder, KvEffect, SeqView, StepOutcome, StepPlan, TokenScore},
     testing::{BYTE_VOCAB, Harness, Rule, Scripted, model},
 };
-use models::{AttentionKind, Visibility};
+use models::{AttentionKind, BlockOrigin, Visibility};
 
 const MASK: TokenId = TokenId(BYTE_VOCAB as u32 - 1);
 const CANVAS: usize = 12;
@@ -84,7 +84,7 @@ fn a_bidirectional_canvas_is_decoded_by_the_same_loop() {
 
 #[test]
 fn a_block_causal_canvas_streams_block_by_block() {
-    let (text, passes, bursts) = run(AttentionKind::BlockCausal { block_len: 4 }, 4, 2);
+    let (text, passes, bursts) = run(AttentionKind::BlockCausal { block_len: 4, origin: BlockOrigin::Start }, 4, 2);
     assert_eq!((text.as_str(), passes), ("cdefghijklmn", 6));
     assert_eq!(bursts, [4, 4, 4]);
 }

@@ -53,9 +53,31 @@ pub enum AttentionKind {
     BlockCausal {
         /// Block length the model was trained with, in tokens.
         block_len: usize,
+        /// Where its blocks are counted from.
+        origin: BlockOrigin,
     },
     /// Every row sees every other.
     Full,
+}
+
+/// Where the blocks of a block-causal model are counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockOrigin {
+    /// From position 0: a prompt that ends within a block shares it with the first generated tokens.
+    Start,
+    /// From the end of the prompt, forwards and backwards: the first block of the prompt may be short.
+    PromptEnd,
+}
+
+impl BlockOrigin {
+    /// The first block border that is not a whole number of blocks away from position 0, for a prompt of `prompt_len`
+    /// tokens: the `origin` of [`Visibility::Blocks`].
+    pub fn position(self, prompt_len: usize, block_len: usize) -> usize {
+        match self {
+            Self::Start => 0,
+            Self::PromptEnd => prompt_len % block_len,
+        }
+    }
 }
 
 /// Which slot row `i` of a forward pass predicts.

@@ -27,13 +27,13 @@ pub mod source;
 pub mod text;
 
 pub use backbone::{
-    AttentionKind, Backbone, BackboneSpec, ForwardBatch, KvLayout, LogitAlignment, Logits, Segment, Visibility,
+    AttentionKind, Backbone, BackboneSpec, BlockOrigin, ForwardBatch, KvLayout, LogitAlignment, Logits, Segment, Visibility,
 };
 pub use config::{CausalConfig, Family, RopeScaling};
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{LoadSummary, Quantize, WeightStore};
-pub use source::{GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
+pub use source::{AttentionChoice, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
 pub use text::{ChatTemplate, Tokenizer};
 
 /// Index of a token in the model's vocabulary.

@@ -145,6 +145,8 @@ impl Settings {
                 quantize,
                 tokenizer: args.tokenizer.clone(),
                 chat_template: args.chat_template.clone(),
+                mask_id: None,
+                attention: None,
             },
             engine,
             host: args.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),

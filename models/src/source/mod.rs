@@ -53,6 +53,36 @@ pub struct LoadOptions {
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file to use instead of the model's own chat template.
     pub chat_template: Option<PathBuf>,
+    /// The mask token of a diffusion model; `None` finds it in the config, the tokenizer, or the family's own.
+    pub mask_id: Option<TokenId>,
+    /// How a diffusion model attends, for families that were published in both ways without saying which.
+    pub attention: Option<AttentionChoice>,
+}
+
+/// The two ways in which diffusion models attend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionChoice {
+    /// Every row sees every other.
+    Full,
+    /// A row sees its own block and those before it.
+    BlockCausal,
+}
+
+impl FromStr for AttentionChoice {
+    type Err = ModelError;
+
+    fn from_str(text: &str) -> Result<Self, ModelError> {
+        match text {
+            "full" => Ok(Self::Full),
+            "block_causal" => Ok(Self::BlockCausal),
+            other => Err(ModelError::Unsupported {
+                origin: "attention".into(),
+                field: "kind".into(),
+                value: format!("`{other}`"),
+                supported: "full, block_causal".into(),
+            }),
+        }
+    }
 }
 
 /// A model with everything that belongs to it.

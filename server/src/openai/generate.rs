@@ -152,6 +152,7 @@ async fn collect(mut events: Events, num_choices: usize, log: &RequestLog) -> Re
                 choice.text.push_str(&commit.text);
                 choice.tokens.extend(commit.tokens);
             }
+            Event::Frame(_) => {}
             Event::Finished(finish) => choice.finish = Some(finish),
             Event::Failed(error) => return Err(error.into()),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use engine::{DecodingOptions, GenerationDefaults, Request, Sampling, StopRules, TokenId};
+use engine::{DecodingOptions, DiffusionOptions, GenerationDefaults, Request, Sampling, StopRules, TokenId};
 use serde_json::{Number, Value};
 use uuid::Uuid;
 
@@ -111,6 +111,8 @@ impl Params {
             logprobs,
             prompt_logprobs,
             decoding: self.decoding.clone(),
+            infill: Vec::new(),
+            frames: false,
         });
         Ok(requests.collect())
     }
@@ -208,6 +210,7 @@ fn decoding(fields: &mut Fields) -> Result<DecodingOptions, ApiError> {
         adaptive: options.take("adaptive")?,
         window: options.take("window")?,
         guess: options.take("guess")?,
+        diffusion: DiffusionOptions::default(),
     };
     options.finish("`strategy`, `width`, `adaptive`, `window`, `guess`")?;
     Ok(decoding)
@@ -269,6 +272,7 @@ mod tests {
                 adaptive: Some(false),
                 window: Some(WindowPolicy::Shrinking),
                 guess: Some(GuessRule::Lookup),
+                diffusion: DiffusionOptions::default(),
             },
             ..Request::new(vec![TokenId(1)])
         };

@@ -94,6 +94,7 @@ impl<W: Wire> Chunks<W> {
                     self.push_delta(delta, None);
                 }
             }
+            Event::Frame(_) => {}
             Event::Finished(finish) => {
                 let report = Report::new(vec![Decoded::new(&finish.stats, self.context.job.seed)]);
                 let delta = self.wire.close(index, finish.reason);
@@ -179,7 +180,7 @@ mod tests {
     }
 
     fn hello() -> Event {
-        Event::Committed(Commit { text: "hello".into(), tokens: Vec::new() })
+        Event::Committed(Commit { text: "hello".into(), tokens: Vec::new(), hole: 0 })
     }
 
     #[tokio::test]
