@@ -20,12 +20,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     cost::CostTable,
-    decode::{Ar, Decoder, Jacobi, JacobiConfig},
+    decode::{Ar, Decoder, Diffusion, DiffusionConfig, Jacobi, JacobiConfig},
     error::{EngineError, SubmitError},
     event::Event,
     metrics::Metrics,
     pages::PagePool,
-    request::{GuessRule, Request, Strategy, WindowPolicy},
+    request::{DiffusionOptions, GuessRule, Request, Strategy, WindowPolicy},
     scheduler::RowBudget,
     sequence::{EventSender, Job, SequenceContext},
     settings::{EngineSettings, PAGE_LEN},
@@ -46,6 +46,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Shared {
     commands: mpsc::UnboundedSender<Command>,
+    plan: DecoderPlan,
     info: ModelInfo,
     metrics: Metrics,
     occupancy: Arc<Occupancy>,
@@ -154,15 +155,14 @@ impl EventStream {
 impl Engine {
     /// Reserves the KV cache, measures what a pass costs and starts the device thread. Blocks for a few seconds.
     pub fn start(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        let plan = DecoderPlan::of(&model, &settings)?;
-        Self::start_with(model, settings, Box::new(move |request| plan.make(request)))
+        Self::start_with(model, settings, None)
     }
 
     /// The same with a decoder of the caller's choice for every request.
     pub(crate) fn start_with(
         model: LoadedModel,
         settings: EngineSettings,
-        make_decoder: DecoderFactory,
+        make_decoder: Option<DecoderFactory>,
     ) -> Result<Self, EngineError> {
         let (worker, shared, commands, pool) = prepare(model, &settings, make_decoder)?;
         thread::Builder::new()
@@ -183,7 +183,7 @@ impl Engine {
         let shared = &*self.shared;
         let capacity = shared.max_concurrent + shared.max_queue;
         for request in &requests {
-            request.validate(shared.info.vocab_size, shared.info.context_len)?;
+            shared.plan.check(request)?;
         }
         if requests.len() > capacity {
             let message = format!("{} choices in one request; this server holds {capacity}", requests.len());
@@ -248,8 +248,6 @@ pub(crate) fn by_hand(
     settings: &EngineSettings,
     make_decoder: Option<DecoderFactory>,
 ) -> Result<(Worker, rayon::ThreadPool), EngineError> {
-    let plan = DecoderPlan::of(&model, settings)?;
-    let make_decoder = make_decoder.unwrap_or_else(|| Box::new(move |request| plan.make(request)));
     let (worker, _, _, threads) = prepare(model, settings, make_decoder)?;
     Ok((worker, threads))
 }
@@ -258,12 +256,15 @@ pub(crate) fn by_hand(
 fn prepare(
     model: LoadedModel,
     settings: &EngineSettings,
-    make_decoder: DecoderFactory,
+    make_decoder: Option<DecoderFactory>,
 ) -> Result<(Worker, Shared, mpsc::UnboundedReceiver<Command>, rayon::ThreadPool), EngineError> {
     settings.validate()?;
-    let LoadedModel { id, mut backbone, tokenizer, chat_template, stop_ids, generation, jacobi, summary: _ } = model;
-    let spec = backbone.spec().clone();
+    let spec = model.backbone.spec().clone();
     let (context_len, num_pages) = settings.plan_kv(spec.context_len, spec.kv.bytes_per_token())?;
+    let plan = DecoderPlan::of(&model, settings, context_len)?;
+    let made_by_plan = plan.clone();
+    let make_decoder = make_decoder.unwrap_or_else(|| Box::new(move |request| made_by_plan.make(request)));
+    let LoadedModel { id, mut backbone, tokenizer, chat_template, stop_ids, generation, jacobi, summary: _ } = model;
     check_memory(&spec, num_pages)?;
     let num_threads = settings.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let threads = rayon::ThreadPoolBuilder::new()
@@ -299,7 +300,7 @@ fn prepare(
         backbone,
         kv,
         pool: PagePool::new(num_pages, PAGE_LEN),
-        context: SequenceContext { tokenizer, end_ids: Arc::from(stop_ids), context_len },
+        context: SequenceContext { tokenizer, end_ids: Arc::from(stop_ids), mask_id: spec.mask_id, context_len },
         cost,
         budget: RowBudget { max_rows: settings.max_rows, interleave_rows: settings.interleave_rows },
         max_concurrent: settings.max_concurrent,
@@ -309,9 +310,11 @@ fn prepare(
         running: Vec::new(),
         waiting: VecDeque::new(),
         drains: Vec::new(),
+        num_passes: 0,
     };
     let shared = Shared {
         commands,
+        plan,
         info,
         metrics,
         occupancy,
@@ -345,15 +348,17 @@ fn default_width(settings: &EngineSettings, hints: Option<&JacobiHints>) -> usiz
 }
 
 /// How requests become decoders.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct DecoderPlan {
     width: usize,
     guess: GuessRule,
     trained: bool,
+    spec: BackboneSpec,
+    context_len: usize,
 }
 
 impl DecoderPlan {
-    fn of(model: &LoadedModel, settings: &EngineSettings) -> Result<Self, EngineError> {
+    fn of(model: &LoadedModel, settings: &EngineSettings, context_len: usize) -> Result<Self, EngineError> {
         let hints = model.jacobi.as_ref();
         let guess = match hints.map(|hints| hints.guess.as_deref()) {
             // A consistency model is trained on random tokens of its context; on a plain model only copies pay.
@@ -364,12 +369,46 @@ impl DecoderPlan {
                 return Err(EngineError::InvalidSetting { setting: "guess of the model's jacobi hints", message });
             }
         };
-        Ok(Self { width: default_width(settings, hints), guess, trained: hints.is_some() })
+        let spec = model.backbone.spec().clone();
+        Ok(Self { width: default_width(settings, hints), guess, trained: hints.is_some(), spec, context_len })
     }
 
-    fn make(&self, request: &Request) -> Box<dyn Decoder> {
+    /// Checks everything about `request` that depends on the model.
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        request.validate(self.spec.vocab_size, self.context_len)?;
+        let is_diffusion = self.spec.mask_id.is_some();
+        let family = &self.spec.family;
+        let invalid = |param, message| Err(SubmitError::InvalidParameter { param, message });
+        match request.decoding.strategy {
+            Strategy::Ar | Strategy::Jacobi if is_diffusion => {
+                return invalid("decoding.strategy", format!("`{family}` is a diffusion model: it has no next token"));
+            }
+            _ if is_diffusion => return DiffusionConfig::resolve(&self.spec, self.context_len, request).map(drop),
+            Strategy::Diffusion => {
+                return invalid("decoding.strategy", format!("`{family}` is not a diffusion model"));
+            }
+            Strategy::Auto | Strategy::Ar | Strategy::Jacobi => {}
+        }
+        if request.decoding.diffusion != DiffusionOptions::default() {
+            return invalid("decoding", format!("the options of a canvas are for diffusion models; `{family}` is none"));
+        }
+        if !request.infill.is_empty() {
+            return invalid("suffix", format!("infill needs a diffusion model; `{family}` is none"));
+        }
+        if request.frames {
+            return invalid("stream_options.include_frames", format!("`{family}` fills no canvas"));
+        }
+        Ok(())
+    }
+
+    /// The decoder of a request that [`DecoderPlan::check`] accepts.
+    fn make(&self, request: &Request) -> Result<Box<dyn Decoder>, SubmitError> {
         let options = &request.decoding;
-        match options.strategy {
+        if self.spec.mask_id.is_some() {
+            let config = DiffusionConfig::resolve(&self.spec, self.context_len, request)?;
+            return Ok(Box::new(Diffusion::new(config, &request.prompt)));
+        }
+        Ok(match options.strategy {
             Strategy::Ar => Box::new(Ar),
             Strategy::Auto | Strategy::Jacobi | Strategy::Diffusion => Box::new(Jacobi::new(JacobiConfig {
                 width: options.width.unwrap_or(self.width),
@@ -379,6 +418,6 @@ impl DecoderPlan {
                 trained: self.trained,
                 seed: request.sampling.seed ^ u64::from(request.choice),
             })),
-        }
+        })
     }
 }

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::sequence::Applied;
+use crate::{event::DiffusionStats, sequence::Applied};
 
 /// Kinds of tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,6 +72,12 @@ pub(crate) struct StrategyLabels {
     pub(crate) strategy: &'static str,
 }
 
+/// Label of a commit rule.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RuleLabels {
+    pub(crate) rule: &'static str,
+}
+
 type HistogramByStrategy = Family<StrategyLabels, Histogram, fn() -> Histogram>;
 
 /// All instruments of one engine.
@@ -92,6 +98,11 @@ pub(crate) struct Metrics {
     pub(crate) request_seconds: Histogram,
     pub(crate) acceptance: HistogramByStrategy,
     pub(crate) tokens_per_forward: HistogramByStrategy,
+    pub(crate) denoising_steps: Counter,
+    pub(crate) slots: Family<RuleLabels, Counter>,
+    pub(crate) slot_edits: Counter,
+    pub(crate) nonfinite_rows: Counter,
+    pub(crate) shared_prefix_tokens: Counter,
     pub(crate) preemptions: Counter,
     pub(crate) pages_used: Gauge,
     pub(crate) pages_total: Gauge,
@@ -127,6 +138,11 @@ impl Metrics {
             request_seconds: seconds(),
             acceptance: Family::new_with_constructor(accepted_tokens),
             tokens_per_forward: Family::new_with_constructor(mean_tokens),
+            denoising_steps: Counter::default(),
+            slots: Family::default(),
+            slot_edits: Counter::default(),
+            nonfinite_rows: Counter::default(),
+            shared_prefix_tokens: Counter::default(),
             preemptions: Counter::default(),
             pages_used: Gauge::default(),
             pages_total: Gauge::default(),
@@ -162,9 +178,36 @@ impl Metrics {
             "Completion tokens per scoring pass, one value a request",
             self.tokens_per_forward.clone(),
         );
+        engine.register("denoising_steps", "Denoising steps of requests that ended", self.denoising_steps.clone());
+        engine.register(
+            "slots_decided",
+            "Slots of canvases decided in requests that ended, by the rule that did it",
+            self.slots.clone(),
+        );
+        engine.register("slot_edits", "Filled slots that were overwritten", self.slot_edits.clone());
+        engine.register(
+            "nonfinite_rows",
+            "Rows of logits with values that are not numbers; their slots have confidence 0",
+            self.nonfinite_rows.clone(),
+        );
+        engine.register(
+            "shared_prefix_tokens",
+            "Prompt tokens whose keys and values came from earlier requests",
+            self.shared_prefix_tokens.clone(),
+        );
         engine.register("preemptions", "Sequences that gave up their KV pages to others", self.preemptions.clone());
         engine.register("kv_pages_used", "KV pages in use", self.pages_used.clone());
         engine.register("kv_pages", "KV pages in all", self.pages_total.clone());
+    }
+
+    /// How the canvas of a request was filled.
+    pub(crate) fn observe_canvas(&self, stats: &DiffusionStats) {
+        self.denoising_steps.inc_by(stats.denoising_steps as u64);
+        self.slot_edits.inc_by(stats.edits as u64);
+        let counts = stats.commits;
+        for (rule, count) in [("top", counts.top), ("anchor", counts.anchor), ("relaxed", counts.relaxed)] {
+            self.slots.get_or_create(&RuleLabels { rule }).inc_by(count as u64);
+        }
     }
 
     /// What one pass added to one sequence.

@@ -39,7 +39,33 @@ pub enum InfillPart {
     Fixed(Vec<TokenId>),
 }
 
+impl InfillPart {
+    /// Slots of a hole.
+    pub(crate) fn slots(&self) -> Option<usize> {
+        match self {
+            Self::Hole(slots) => Some(*slots),
+            Self::Fixed(_) => None,
+        }
+    }
+}
+
 impl Request {
+    /// Index within its text of the slot `offset` positions behind the prompt: within its hole, if there are holes.
+    pub(crate) fn index_in_text(&self, offset: usize) -> usize {
+        let mut start = 0;
+        for part in &self.infill {
+            let (len, is_hole) = match part {
+                InfillPart::Hole(slots) => (*slots, true),
+                InfillPart::Fixed(tokens) => (tokens.len(), false),
+            };
+            if is_hole && (start..start + len).contains(&offset) {
+                return offset - start;
+            }
+            start += len;
+        }
+        offset
+    }
+
     /// A greedy request with default settings.
     pub fn new(prompt: Vec<TokenId>) -> Self {
         Self {

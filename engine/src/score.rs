@@ -1,11 +1,13 @@
 //! From logits to scores: the sampler, run over the rows of a pass.
 
-use models::{LogitAlignment, Logits};
+use models::{LogitAlignment, Logits, TokenId};
 use rayon::prelude::*;
 
 use crate::{
+    decode::{CanvasReading, Reading},
     error::RequestError,
-    sampling::{self, SlotContext, SlotNoise, TokenScore},
+    request::SuppressEos,
+    sampling::{self, ConfidenceRule, SlotContext, SlotNoise, TokenScore},
     sequence::Scoring,
 };
 
@@ -16,6 +18,8 @@ pub(crate) struct Scored {
     pub(crate) prompt: Vec<TokenScore>,
     /// What the decoder asked for.
     pub(crate) rows: Vec<TokenScore>,
+    /// Rows with values that are not numbers.
+    pub(crate) nonfinite: u64,
 }
 
 /// Scores the rows of every sequence of a pass; `logits` has them in the order of `passes`.
@@ -62,21 +66,62 @@ fn score_one(
         LogitAlignment::NextSlot => 1,
         LogitAlignment::SameSlot => 0,
     };
+    let canvas = match &plan.reading {
+        Reading::InOrder => None,
+        Reading::Canvas(canvas) => Some(canvas),
+    };
+    if let (Some(counts), Some(canvas)) = (counts.as_mut(), canvas) {
+        canvas.decided.iter().for_each(|token| counts.push(*token));
+    }
     let mut rows = Vec::with_capacity(plan.scored.len());
+    let mut nonfinite = 0;
     for r in plan.scored.clone() {
         // The first scored row is fed a committed token; from the second on it is a draft.
-        if let Some(counts) = counts.as_mut().filter(|_| r > plan.scored.start) {
+        if let Some(counts) = counts.as_mut().filter(|_| canvas.is_none() && r > plan.scored.start) {
             counts.push(plan.tokens[r]);
         }
-        let index = (plan.start + r + ahead).saturating_sub(request.prompt.len());
+        let offset = (plan.start + r + ahead).saturating_sub(request.prompt.len());
+        let noise = SlotNoise::new(request.sampling.seed, request.choice, offset as u64);
+        let index = request.index_in_text(offset);
         let slot = SlotContext {
             sampling: &request.sampling,
             counts: counts.as_ref().unwrap_or(pass.counts),
-            noise: SlotNoise::new(request.sampling.seed, request.choice, index as u64),
+            noise,
             forbidden: pass.forbidden(index),
+            num_tokens: usize::MAX,
             logprobs: request.logprobs,
+            confidence: None,
         };
-        rows.push(sampling::choose(row(r)?, &slot));
+        rows.push(match canvas {
+            None => sampling::choose(row(r)?, &slot),
+            Some(canvas) => {
+                let logits = row(r)?;
+                let score = propose(logits, slot, canvas, pass);
+                // Only such rows, and tokens that are held down, have no confidence at all.
+                let is_lowest = score.confidence.is_none_or(|confidence| confidence == 0.0 || confidence == f32::MIN);
+                nonfinite += u64::from(is_lowest && logits.iter().any(|value| value.is_nan()));
+                score
+            }
+        });
     }
-    Ok(Scored { prompt, rows })
+    Ok(Scored { prompt, rows, nonfinite })
+}
+
+/// Proposes a token for a slot of a canvas: never the mask, never a row that only pads the embeddings.
+fn propose(logits: &[f32], slot: SlotContext<'_>, canvas: &CanvasReading, pass: &Scoring<'_>) -> TokenScore {
+    let mut forbidden: Vec<TokenId> = slot.forbidden.iter().copied().chain(pass.mask_id).collect();
+    let mut confidence = ConfidenceRule { held_down: &[], ..canvas.confidence };
+    match canvas.suppress_eos {
+        SuppressEos::None => {}
+        SuppressEos::Logits => forbidden.extend_from_slice(pass.end_ids),
+        SuppressEos::Confidence => confidence.held_down = pass.end_ids,
+    }
+    let slot = SlotContext {
+        noise: slot.noise.at_step(canvas.step),
+        forbidden: &forbidden,
+        num_tokens: pass.num_tokens,
+        confidence: Some(confidence),
+        ..slot
+    };
+    sampling::choose(logits, &slot)
 }

@@ -11,12 +11,12 @@ use tokio::sync::mpsc;
 
 use crate::{
     cost::PassCost,
-    decode::{Decoder, KvEffect, SeqView, StepOutcome, StepPlan},
+    decode::{CanvasChange, Decoder, EndRule, KvEffect, KvUse, RowDemand, SeqView, StepOutcome, StepPlan},
     detok::{Detokenizer, Pushed},
     error::RequestError,
-    event::{Commit, DecodeStats, Event, Finish, FinishReason, TokenRecord},
+    event::{Commit, DecodeStats, Event, Finish, FinishReason, Frame, TokenRecord},
     pages::{PageLease, PagePool},
-    request::Request,
+    request::{InfillPart, Request},
     sampling::{TokenCounts, TokenScore},
 };
 
@@ -76,6 +76,7 @@ pub(crate) struct SequenceContext {
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// The model's own end tokens.
     pub(crate) end_ids: Arc<[TokenId]>,
+    pub(crate) mask_id: Option<TokenId>,
     pub(crate) context_len: usize,
 }
 
@@ -88,6 +89,13 @@ pub(crate) struct Sequence {
     tokens: Vec<TokenId>,
     /// Most tokens to commit.
     budget: usize,
+    /// Slots of the holes to fill, in order; empty for a text without holes.
+    holes: Vec<usize>,
+    /// Hole that the next token belongs to, and its index there.
+    at: (usize, usize),
+    kv_use: KvUse,
+    /// Number of the last pass that it took part in.
+    pub(crate) last_pass: u64,
     pub(crate) lease: PageLease,
     counts: TokenCounts,
     detok: Detokenizer,
@@ -95,7 +103,7 @@ pub(crate) struct Sequence {
     prompt_sent: bool,
     stats: DecodeStats,
     submitted: Instant,
-    started: Instant,
+    started: Option<Instant>,
     first_commit: Option<Instant>,
     last_commit: Option<Instant>,
 }
@@ -104,16 +112,21 @@ impl Sequence {
     pub(crate) fn new(job: Job, decoder: Box<dyn Decoder>, pool: &PagePool, context: SequenceContext) -> Self {
         let Job { request, events, submitted } = job;
         let room = context.context_len.saturating_sub(request.prompt.len());
-        let budget = request.max_tokens.unwrap_or(room).min(room);
-        let started = Instant::now();
+        let holes: Vec<usize> = request.infill.iter().filter_map(InfillPart::slots).collect();
+        let capacity = decoder.capacity().unwrap_or(room).min(room);
+        let budget = if holes.is_empty() { request.max_tokens.unwrap_or(capacity).min(capacity) } else { capacity };
         let first = TokenRecord { id: request.prompt[0], logprob: None, top: Vec::new() };
         Self {
-            counts: TokenCounts::of_prompt(&request.prompt),
+            counts: TokenCounts::of_prompt(&given_tokens(&request)),
             detok: Detokenizer::new(request.stop.strings.clone()),
             prompt_records: request.prompt_logprobs.map(|_| first).into_iter().collect(),
             prompt_sent: request.prompt_logprobs.is_none(),
             tokens: request.prompt.clone(),
             lease: pool.lease(),
+            holes,
+            at: (0, 0),
+            kv_use: decoder.kv_use(),
+            last_pass: 0,
             stats: DecodeStats {
                 strategy: decoder.name(),
                 forward_passes: 0,
@@ -121,7 +134,7 @@ impl Sequence {
                 acceptance_histogram: Vec::new(),
                 cached_tokens: 0,
                 diffusion: None,
-                queue: started - submitted,
+                queue: Duration::ZERO,
                 prefill: Duration::ZERO,
                 decode: Duration::ZERO,
             },
@@ -131,10 +144,22 @@ impl Sequence {
             decoder,
             budget,
             submitted,
-            started,
+            started: None,
             first_commit: None,
             last_commit: None,
         }
+    }
+
+    /// Whether it has ever had a slot.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// Takes its slot for the first time.
+    pub(crate) fn begin(&mut self) {
+        let now = Instant::now();
+        self.stats.queue = now - self.submitted;
+        self.started = Some(now);
     }
 
     pub(crate) fn strategy(&self) -> &'static str {
@@ -154,9 +179,26 @@ impl Sequence {
         self.tokens.len() - self.prompt_len()
     }
 
-    /// Tokens that lack KV.
-    pub(crate) fn num_forced(&self) -> usize {
-        self.tokens.len() - self.lease.table().len()
+    /// Rows that the next pass needs.
+    pub(crate) fn demand(&self, cost: PassCost<'_>) -> RowDemand {
+        self.decoder.demand(&self.view(1, cost))
+    }
+
+    /// Pages that the sequence must be able to take before it enters: for all it has to read and one to go on, or for
+    /// its whole canvas.
+    pub(crate) fn pages_to_enter(&self, page_len: usize) -> usize {
+        match self.kv_use {
+            KvUse::Fixed(len) => len.div_ceil(page_len),
+            KvUse::Growing { .. } | KvUse::Scratch => self.tokens.len() / page_len + 2,
+        }
+    }
+
+    /// Takes the pages that it keeps to the end. False, and nothing changes, if they are not free.
+    pub(crate) fn enter(&mut self) -> bool {
+        match self.kv_use {
+            KvUse::Fixed(len) => self.lease.reserve(len).is_ok(),
+            KvUse::Growing { .. } | KvUse::Scratch => true,
+        }
     }
 
     /// Whether nothing is left to do but to report.
@@ -177,6 +219,7 @@ impl Sequence {
             budget_left: self.budget - self.num_committed(),
             row_cap,
             cost,
+            ends: EndRule { own: &self.context.end_ids, stop: &self.request.stop },
         }
     }
 
@@ -191,6 +234,8 @@ impl Sequence {
             tokens: &self.tokens,
             counts: &self.counts,
             end_ids: &self.context.end_ids,
+            mask_id: self.context.mask_id,
+            num_tokens: self.context.tokenizer.vocab_size(),
             prompt_rows: self.prompt_rows(plan),
             plan,
         }
@@ -243,8 +288,27 @@ impl Sequence {
             KvEffect::Refresh => 0,
         };
         self.lease.set_len(kv_len);
-        self.lease.shrink();
+        if !matches!(self.kv_use, KvUse::Fixed(_)) {
+            self.lease.shrink();
+        }
+        if let Some(canvas) = &outcome.canvas {
+            self.frame(canvas, outcome.commits.len())?;
+        }
         self.commit(outcome)
+    }
+
+    /// Tells a client who asked what changed on the canvas.
+    fn frame(&self, canvas: &CanvasChange, num_commits: usize) -> Result<(), Ending> {
+        if !self.request.frames {
+            return Ok(());
+        }
+        self.emit(Event::Frame(Frame {
+            step: canvas.step,
+            block: canvas.block,
+            committed: self.budget.min(self.num_committed() + num_commits),
+            masked: canvas.masked,
+            fixed: canvas.fixed.clone(),
+        }))
     }
 
     fn commit(&mut self, outcome: StepOutcome) -> Result<Applied, Ending> {
@@ -255,16 +319,21 @@ impl Sequence {
                 break;
             }
             let token = score.token;
+            let is_end = EndRule { own: &self.context.end_ids, stop: &self.request.stop }.is_end(token, self.at.1);
             self.tokens.push(token);
             self.counts.push(token);
+            self.at.1 += 1;
             accepted += 1;
-            if self.is_end(token) {
+            if is_end {
                 self.detok.push_end(score);
-                ending = Some(Ending::Finished(FinishReason::Stop, None));
-                break;
-            }
-            if let Pushed::Stopped(stop) = self.detok.push(score, &self.context.tokenizer) {
+                ending = self.next_hole()?;
+            } else if let Pushed::Stopped(stop) = self.detok.push(score, &self.context.tokenizer) {
                 ending = Some(Ending::Finished(FinishReason::Stop, Some(stop)));
+            } else if self.holes.get(self.at.0).is_some_and(|len| self.at.1 == *len) && self.at.0 + 1 < self.holes.len()
+            {
+                self.next_hole()?;
+            }
+            if ending.is_some() {
                 break;
             }
         }
@@ -281,13 +350,11 @@ impl Sequence {
             histogram.resize(histogram.len().max(accepted), 0);
             histogram[accepted - 1] += 1;
         }
-        if ending.is_none() && self.is_complete() {
+        if ending.is_none() && (self.is_complete() || self.is_last_hole_full()) {
             ending = Some(Ending::Finished(FinishReason::Length, None));
         }
         let commit = if ending.is_some() { self.detok.finish() } else { self.detok.take() };
-        if commit != Commit::default() {
-            self.emit(Event::Committed(commit))?;
-        }
+        self.emit_commit(commit)?;
         match ending {
             Some(ending) => {
                 self.lease.set_len(0);
@@ -297,10 +364,26 @@ impl Sequence {
         }
     }
 
-    fn is_end(&self, token: TokenId) -> bool {
-        let stop = &self.request.stop;
-        let asked = stop.token_ids.contains(&token) && self.num_committed() > stop.min_tokens;
-        asked || (!stop.ignore_eos && self.context.end_ids.contains(&token))
+    /// The text of a hole is complete: the rest of it leaves, and the next one begins. The ending if there is none.
+    fn next_hole(&mut self) -> Result<Option<Ending>, Ending> {
+        if self.at.0 + 1 >= self.holes.len() {
+            return Ok(Some(Ending::Finished(FinishReason::Stop, None)));
+        }
+        let rest = self.detok.finish();
+        self.emit_commit(rest)?;
+        self.at = (self.at.0 + 1, 0);
+        Ok(None)
+    }
+
+    fn is_last_hole_full(&self) -> bool {
+        self.at.0 + 1 == self.holes.len() && self.holes.last() == Some(&self.at.1)
+    }
+
+    fn emit_commit(&self, commit: Commit) -> Result<(), Ending> {
+        if commit == Commit::default() {
+            return Ok(());
+        }
+        self.emit(Event::Committed(Commit { hole: self.at.0, ..commit }))
     }
 
     fn emit(&self, event: Event) -> Result<(), Ending> {
@@ -318,7 +401,8 @@ impl Sequence {
         // Whoever hears of the end may count on the pages.
         self.preempt();
         let now = Instant::now();
-        self.stats.prefill = self.first_commit.unwrap_or(now) - self.started;
+        self.stats.diffusion = self.decoder.diffusion();
+        self.stats.prefill = self.first_commit.unwrap_or(now) - self.started();
         self.stats.decode = self.first_commit.map_or(Duration::ZERO, |first| self.last_commit.unwrap_or(first) - first);
         let stats = self.stats.clone();
         let event = match ending {
@@ -336,8 +420,9 @@ impl Sequence {
         stats
     }
 
+    /// When it took its slot; before that, when it was submitted.
     pub(crate) fn started(&self) -> Instant {
-        self.started
+        self.started.unwrap_or(self.submitted)
     }
 
     pub(crate) fn submitted(&self) -> Instant {
@@ -356,7 +441,10 @@ pub(crate) struct Scoring<'a> {
     /// Prompt and committed tokens.
     pub(crate) tokens: &'a [TokenId],
     pub(crate) counts: &'a TokenCounts,
-    end_ids: &'a [TokenId],
+    pub(crate) end_ids: &'a [TokenId],
+    pub(crate) mask_id: Option<TokenId>,
+    /// Tokens that the tokenizer knows; embeddings may have more rows.
+    pub(crate) num_tokens: usize,
     /// Rows whose next token is a prompt token that needs a log-probability.
     pub(crate) prompt_rows: Range<usize>,
     pub(crate) plan: &'a StepPlan,
@@ -374,11 +462,20 @@ impl Scoring<'_> {
         }
     }
 
-    /// End tokens that may not be chosen at completion index `index`.
+    /// End tokens that may not be chosen at index `index` of a text.
     pub(crate) fn forbidden(&self, index: usize) -> &[TokenId] {
         let banned = self.request.stop.ignore_eos || index < self.request.stop.min_tokens;
         if banned { self.end_ids } else { &[] }
     }
+}
+
+/// The prompt and what else the request gives.
+fn given_tokens(request: &Request) -> Vec<TokenId> {
+    let fixed = request.infill.iter().flat_map(|part| match part {
+        InfillPart::Fixed(tokens) => tokens.as_slice(),
+        InfillPart::Hole(_) => &[],
+    });
+    request.prompt.iter().chain(fixed).copied().collect()
 }
 
 /// What a pass added, for the metrics.

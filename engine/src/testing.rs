@@ -159,7 +159,7 @@ impl Harness {
         settings: EngineSettings,
         make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let (worker, threads) = crate::engine::by_hand(model, &settings, Some(Box::new(make)))?;
+        let (worker, threads) = crate::engine::by_hand(model, &settings, Some(Box::new(move |request| Ok(make(request)))))?;
         Ok(Self { worker, threads })
     }
 
@@ -216,7 +216,7 @@ pub fn start_with_decoder(
     settings: EngineSettings,
     make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
 ) -> Result<Engine, EngineError> {
-    Engine::start_with(model, settings, Box::new(make))
+    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))))
 }
 
 /// Reads a stream to its end.

@@ -15,7 +15,8 @@ use crate::{
     cost::{CostTable, PassCost},
     decode::{Decoder, StepPlan},
     engine::Occupancy,
-    error::RequestError,
+    error::{RequestError, SubmitError},
+    event::Event,
     metrics::{Metrics, Outcome, OutcomeLabels, StrategyLabels, TokenKind, TokenLabels},
     pages::PagePool,
     request::Request,
@@ -37,7 +38,7 @@ pub(crate) enum Command {
 }
 
 /// Makes the decoder of a request.
-pub(crate) type DecoderFactory = Box<dyn Fn(&Request) -> Box<dyn Decoder> + Send>;
+pub(crate) type DecoderFactory = Box<dyn Fn(&Request) -> Result<Box<dyn Decoder>, SubmitError> + Send>;
 
 /// What the worker owns and needs.
 pub(crate) struct Worker {
@@ -53,31 +54,11 @@ pub(crate) struct Worker {
     /// Shared with the handle, which bounds the number of requests by it.
     pub(crate) occupancy: Arc<Occupancy>,
     pub(crate) running: Vec<Sequence>,
-    pub(crate) waiting: VecDeque<Waiting>,
+    /// Without a slot: new, or preempted.
+    pub(crate) waiting: VecDeque<Box<Sequence>>,
     pub(crate) drains: Vec<oneshot::Sender<()>>,
-}
-
-/// A request without a slot: new, or preempted.
-pub(crate) enum Waiting {
-    New(Box<Job>),
-    Preempted(Box<Sequence>),
-}
-
-impl Waiting {
-    /// Tokens that it has to read before it can go on.
-    fn num_tokens(&self) -> usize {
-        match self {
-            Self::New(job) => job.request.prompt.len(),
-            Self::Preempted(sequence) => sequence.num_tokens(),
-        }
-    }
-
-    fn is_closed(&self) -> bool {
-        match self {
-            Self::New(job) => job.events.is_closed(),
-            Self::Preempted(sequence) => sequence.events.is_closed(),
-        }
-    }
+    /// Passes so far.
+    pub(crate) num_passes: u64,
 }
 
 /// One sequence's part in a pass.
@@ -111,8 +92,24 @@ impl Worker {
 
     pub(crate) fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(jobs) => self.waiting.extend(jobs.into_iter().map(|job| Waiting::New(Box::new(job)))),
+            Command::Submit(jobs) => {
+                for job in jobs {
+                    self.enqueue(job);
+                }
+            }
             Command::Drain(done) => self.drains.push(done),
+        }
+    }
+
+    fn enqueue(&mut self, job: Job) {
+        match (self.make_decoder)(&job.request) {
+            Ok(decoder) => {
+                self.waiting.push_back(Box::new(Sequence::new(job, decoder, &self.pool, self.context.clone())));
+            }
+            Err(error) => {
+                self.occupancy.release(1);
+                job.events.close(Event::Failed(RequestError::Decode(error.to_string())));
+            }
         }
     }
 
@@ -144,42 +141,37 @@ impl Worker {
                 self.end(index, Ending::Cancelled);
             }
         }
-        let (open, closed): (VecDeque<_>, VecDeque<_>) = self.waiting.drain(..).partition(|entry| !entry.is_closed());
+        let (open, closed): (VecDeque<_>, VecDeque<_>) =
+            self.waiting.drain(..).partition(|sequence| !sequence.events.is_closed());
         self.waiting = open;
-        for entry in closed {
-            match entry {
-                Waiting::Preempted(sequence) => self.account(*sequence, Ending::Cancelled),
-                Waiting::New(_) => {
-                    let labels = OutcomeLabels { outcome: Outcome::Cancelled, strategy: "none" };
-                    self.metrics.requests.get_or_create(&labels).inc();
-                    self.occupancy.release(1);
-                }
+        for sequence in closed {
+            if sequence.has_begun() {
+                self.account(*sequence, Ending::Cancelled);
+            } else {
+                let labels = OutcomeLabels { outcome: Outcome::Cancelled, strategy: "none" };
+                self.metrics.requests.get_or_create(&labels).inc();
+                self.occupancy.release(1);
             }
         }
     }
 
     fn admit(&mut self) {
         while self.running.len() < self.max_concurrent {
-            let Some(entry) = self.waiting.front() else { return };
-            // Whoever enters must have pages for all it has to read and one to go on, or it would be preempted at once
-            // and read its tokens in vain. Alone it always fits. First come, first served.
-            let needed = (entry.num_tokens() / PAGE_LEN + 2).min(self.pool.num_pages());
-            if self.pool.num_free() < needed && !self.running.is_empty() {
+            let Some(sequence) = self.waiting.front_mut() else { return };
+            // Whoever enters must have the pages that it needs, or it would be preempted at once and read its tokens in
+            // vain. Alone it always fits. First come, first served.
+            let needed = sequence.pages_to_enter(PAGE_LEN).min(self.pool.num_pages());
+            if (self.pool.num_free() < needed && !self.running.is_empty()) || !sequence.enter() {
                 return;
             }
-            let Some(entry) = self.waiting.pop_front() else { return };
-            let sequence = match entry {
-                Waiting::Preempted(sequence) => *sequence,
-                Waiting::New(job) => {
-                    let decoder = (self.make_decoder)(&job.request);
-                    let sequence = Sequence::new(*job, decoder, &self.pool, self.context.clone());
-                    self.metrics.queue_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
-                    let labels = TokenLabels { kind: TokenKind::Prompt };
-                    self.metrics.tokens.get_or_create(&labels).inc_by(sequence.prompt_len() as u64);
-                    sequence
-                }
-            };
-            self.running.push(sequence);
+            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            if !sequence.has_begun() {
+                sequence.begin();
+                self.metrics.queue_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
+                let labels = TokenLabels { kind: TokenKind::Prompt };
+                self.metrics.tokens.get_or_create(&labels).inc_by(sequence.prompt_len() as u64);
+            }
+            self.running.push(*sequence);
             let index = self.running.len() - 1;
             if self.running[index].is_complete() {
                 self.end(index, Ending::Finished(crate::event::FinishReason::Length, None));
@@ -216,7 +208,8 @@ impl Worker {
 
     fn demand(&self, sequence: &Sequence) -> Demand {
         let limit = if sequence.scores_prompt() { SCORED_PROMPT_ROWS } else { usize::MAX };
-        Demand { forced: sequence.num_forced(), limit }
+        let rows = sequence.demand(PassCost::new(&self.cost, 0, 0.0));
+        Demand { rows, limit, last_pass: sequence.last_pass }
     }
 
     /// `index` is the last one running, so that no other index moves.
@@ -225,11 +218,15 @@ impl Worker {
         sequence.preempt();
         self.metrics.preemptions.inc();
         tracing::debug!(running = self.running.len(), "out of KV pages: preempted the newest sequence");
-        self.waiting.push_front(Waiting::Preempted(Box::new(sequence)));
+        self.waiting.push_front(Box::new(sequence));
     }
 
     /// Runs one pass over all turns; if it fails, each turn alone, so that only the guilty one ends.
     fn pass(&mut self, turns: Vec<Turn>) {
+        self.num_passes += 1;
+        for turn in &turns {
+            self.running[turn.index].last_pass = self.num_passes;
+        }
         let mut endings: Vec<(usize, Ending)> = Vec::new();
         match self.forward(&turns) {
             Ok(logits) => self.judge(turns, &logits, &mut endings),
@@ -285,7 +282,10 @@ impl Worker {
             let sequence = &mut self.running[index];
             let applied = scored
                 .map_err(Ending::Failed)
-                .and_then(|Scored { prompt, rows }| sequence.apply(&plan, row_cap, cost, prompt, rows));
+                .and_then(|Scored { prompt, rows, nonfinite }| {
+                    self.metrics.nonfinite_rows.inc_by(nonfinite);
+                    sequence.apply(&plan, row_cap, cost, prompt, rows)
+                });
             match applied {
                 Ok(applied) => self.metrics.observe(applied),
                 Err(ending) => endings.push((index, ending)),
@@ -320,6 +320,9 @@ impl Worker {
         let by_strategy = StrategyLabels { strategy };
         if let Some(mean) = stats.tokens_per_forward() {
             self.metrics.tokens_per_forward.get_or_create(&by_strategy).observe(mean);
+        }
+        if let Some(canvas) = &stats.diffusion {
+            self.metrics.observe_canvas(canvas);
         }
         let acceptance = self.metrics.acceptance.get_or_create(&by_strategy);
         for (accepted, count) in (1..).zip(&stats.acceptance_histogram) {

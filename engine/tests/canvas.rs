@@ -4,7 +4,7 @@
 
 use engine::{
     EngineSettings, Event, FinishReason, Request, TokenId,
-    decode::{DecodeError, Decoder, KvEffect, SeqView, StepOutcome, StepPlan, TokenScore},
+    decode::{DecodeError, Decoder, KvEffect, Reading, SeqView, StepOutcome, StepPlan, TokenScore},
     testing::{BYTE_VOCAB, Harness, Rule, Scripted, model},
 };
 use models::{AttentionKind, BlockOrigin, Visibility};
@@ -38,7 +38,7 @@ impl Decoder for Backwards {
         let canvas = self.slots[..block.end].iter().map(|slot| slot.as_ref().map_or(MASK, |score| score.token));
         let tokens: Vec<TokenId> = seq.tokens[..seq.prompt_len].iter().copied().chain(canvas).collect();
         let scored = seq.prompt_len + block.start..tokens.len();
-        StepPlan { start: 0, visibility: Visibility::Through(tokens.len()), tokens, scored }
+        StepPlan { start: 0, visibility: Visibility::Through(tokens.len()), tokens, scored, reading: Reading::InOrder }
     }
 
     fn judge(&mut self, _: &SeqView<'_>, _: &StepPlan, scores: Vec<TokenScore>) -> Result<StepOutcome, DecodeError> {
@@ -50,7 +50,7 @@ impl Decoder for Backwards {
         let final_len = self.slots.iter().take_while(|slot| slot.is_some()).count();
         let commits = self.slots[self.committed..final_len].iter().flatten().cloned().collect();
         self.committed = final_len;
-        Ok(StepOutcome { commits, kv: KvEffect::Refresh })
+        Ok(StepOutcome { commits, kv: KvEffect::Refresh, canvas: None })
     }
 }
 

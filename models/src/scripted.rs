@@ -55,6 +55,12 @@ impl Scripted {
         model
     }
 
+    /// The same with rows that score another slot.
+    pub fn with_alignment(mut self, alignment: LogitAlignment) -> Self {
+        self.spec.alignment = alignment;
+        self
+    }
+
     fn new(rule: Rule, vocab_size: usize, context_len: usize, attention: AttentionKind) -> Self {
         let spec = BackboneSpec {
             family: "scripted".into(),

@@ -17,6 +17,6 @@ impl Decoder for Ar {
 
     fn judge(&mut self, _: &SeqView<'_>, plan: &StepPlan, scores: Vec<TokenScore>) -> Result<StepOutcome, DecodeError> {
         expect_scores(plan, &scores)?;
-        Ok(StepOutcome { commits: scores, kv: KvEffect::Keep })
+        Ok(StepOutcome { commits: scores, kv: KvEffect::Keep, canvas: None })
     }
 }

@@ -112,6 +112,6 @@ impl Decoder for Jacobi {
         // Keys and values of accepted drafts stand; those of the first wrong draft and behind it do not. The last
         // committed token is new: it becomes the pending one.
         let kv = KvEffect::Truncate(plan.start + plan.scored.start + accepted);
-        Ok(StepOutcome { commits: scores, kv })
+        Ok(StepOutcome { commits: scores, kv, canvas: None })
     }
 }

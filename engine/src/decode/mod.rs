@@ -5,6 +5,8 @@
 //! them keep are in `engine/specs/architecture.md` and are tested in `engine/tests/laws.rs`.
 
 mod ar;
+pub mod commit;
+pub mod diffusion;
 mod guess;
 mod jacobi;
 mod width;
@@ -14,17 +16,23 @@ use std::ops::Range;
 use models::{TokenId, Visibility};
 
 pub use ar::Ar;
+pub use diffusion::{Diffusion, DiffusionConfig};
 pub use guess::Guesser;
 pub use jacobi::{Jacobi, JacobiConfig};
 pub use width::{Survival, WidthController};
 
-use crate::cost::PassCost;
 pub use crate::sampling::TokenScore;
+use crate::{cost::PassCost, event::DiffusionStats, request::{StopRules, SuppressEos}, sampling::ConfidenceRule};
 
 /// One strategy for one sequence. Owns its drafts; dies with the request.
 pub trait Decoder: Send {
     /// Name of the strategy, as clients know it.
     fn name(&self) -> &'static str;
+
+    /// Rows that the next pass needs. By default all tokens that lack KV, in chunks of any length.
+    fn demand(&self, seq: &SeqView<'_>) -> RowDemand {
+        RowDemand::Chunks { forced: seq.forced().len(), least: 1 }
+    }
 
     /// What the next forward pass must see. Same state and view, same plan.
     fn plan(&self, seq: &SeqView<'_>) -> StepPlan;
@@ -37,6 +45,57 @@ pub trait Decoder: Send {
         plan: &StepPlan,
         scores: Vec<TokenScore>,
     ) -> Result<StepOutcome, DecodeError>;
+
+    /// How the sequence uses its KV pages; asked once, at the start.
+    fn kv_use(&self) -> KvUse {
+        KvUse::Growing { border: 1 }
+    }
+
+    /// Tokens that one who reads `tokens` anew may take from a cache of shared prefixes, for [`KvUse::Growing`]. The
+    /// rest must be fed, because its rows are scored.
+    fn shareable<'a>(&self, tokens: &'a [TokenId]) -> &'a [TokenId] {
+        &tokens[..tokens.len() - 1]
+    }
+
+    /// Most tokens that it can commit; `None`: as many as the context holds.
+    fn capacity(&self) -> Option<usize> {
+        None
+    }
+
+    /// How the canvas was filled, if there is one.
+    fn diffusion(&self) -> Option<DiffusionStats> {
+        None
+    }
+}
+
+/// How a decoder uses the KV pages of its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvUse {
+    /// Valid positions are exact and grow with the text. They can be computed again at any time, and those before a
+    /// multiple of `border` positions can be shared with sequences that begin alike.
+    Growing {
+        /// At least 1.
+        border: usize,
+    },
+    /// Nothing stays valid from one pass to the next.
+    Scratch,
+    /// This many positions from the start to the end. They are approximate: computing them again would change the text,
+    /// so the sequence keeps its pages.
+    Fixed(usize),
+}
+
+/// Rows that the next pass of a sequence needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowDemand {
+    /// Tokens that lack KV, to be read in chunks; more rows may be used for drafts.
+    Chunks {
+        /// How many there are.
+        forced: usize,
+        /// Fewest rows that make a chunk.
+        least: usize,
+    },
+    /// This many rows, all or none.
+    Whole(usize),
 }
 
 /// What a decoder may know of its sequence.
@@ -54,6 +113,25 @@ pub struct SeqView<'a> {
     pub row_cap: usize,
     /// What a pass costs.
     pub cost: PassCost<'a>,
+    /// Which tokens end a text.
+    pub ends: EndRule<'a>,
+}
+
+/// Which tokens end a text.
+#[derive(Debug, Clone, Copy)]
+pub struct EndRule<'a> {
+    /// The model's own end tokens.
+    pub own: &'a [TokenId],
+    /// What the request says.
+    pub stop: &'a StopRules,
+}
+
+impl EndRule<'_> {
+    /// Whether `token`, the `index`-th of its text, ends it.
+    pub fn is_end(&self, token: TokenId, index: usize) -> bool {
+        let asked = self.stop.token_ids.contains(&token) && index >= self.stop.min_tokens;
+        asked || (!self.stop.ignore_eos && self.own.contains(&token))
+    }
 }
 
 impl SeqView<'_> {
@@ -74,6 +152,31 @@ pub struct StepPlan {
     pub visibility: Visibility,
     /// Rows (indices into `tokens`) that `judge` wants scored; empty for a chunk of a long prompt.
     pub scored: Range<usize>,
+    /// How the scored rows are read.
+    pub reading: Reading,
+}
+
+/// How the rows of a pass are scored.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Reading {
+    /// Each row follows those before it: the drafts between them are its history.
+    #[default]
+    InOrder,
+    /// The rows are slots of a canvas.
+    Canvas(CanvasReading),
+}
+
+/// How the slots of a canvas are scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanvasReading {
+    /// Tokens decided already beyond the committed ones: with them they are the history of every slot.
+    pub decided: Vec<TokenId>,
+    /// Denoising steps before this one: part of the key of the sampling noise.
+    pub step: u64,
+    /// How confidence is measured.
+    pub confidence: ConfidenceRule<'static>,
+    /// Whether end tokens are held down.
+    pub suppress_eos: SuppressEos,
 }
 
 impl StepPlan {
@@ -86,6 +189,7 @@ impl StepPlan {
             tokens: forced[..seq.row_cap.max(1)].to_vec(),
             visibility: Visibility::Causal,
             scored: 0..0,
+            reading: Reading::InOrder,
         })
     }
 
@@ -93,7 +197,13 @@ impl StepPlan {
     pub fn causal_window(seq: &SeqView<'_>, drafts: &[TokenId]) -> Self {
         let forced = seq.forced();
         let tokens = [forced, drafts].concat();
-        Self { start: seq.kv_len, scored: forced.len() - 1..tokens.len(), tokens, visibility: Visibility::Causal }
+        Self {
+            start: seq.kv_len,
+            scored: forced.len() - 1..tokens.len(),
+            tokens,
+            visibility: Visibility::Causal,
+            reading: Reading::InOrder,
+        }
     }
 
     /// One past the last position that the pass writes.
@@ -109,12 +219,27 @@ pub struct StepOutcome {
     pub commits: Vec<TokenScore>,
     /// What stays in the KV cache.
     pub kv: KvEffect,
+    /// What changed on the canvas; `None` for strategies without one, and for passes that changed nothing.
+    pub canvas: Option<CanvasChange>,
+}
+
+/// What a denoising step changed on a canvas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanvasChange {
+    /// Slots that were filled or overwritten, ascending; slot 0 is the first behind the prompt.
+    pub fixed: Vec<(usize, TokenId)>,
+    /// Denoising steps so far, this one included.
+    pub step: usize,
+    /// Index of the block.
+    pub block: usize,
+    /// Undecided slots.
+    pub masked: usize,
 }
 
 impl StepOutcome {
     /// A pass that only filled the KV cache.
     pub fn prefilled() -> Self {
-        Self { commits: Vec::new(), kv: KvEffect::Keep }
+        Self { commits: Vec::new(), kv: KvEffect::Keep, canvas: None }
     }
 }
 
@@ -123,7 +248,7 @@ impl StepOutcome {
 pub enum KvEffect {
     /// Everything up to the end of the pass is valid.
     Keep,
-    /// Only the first `n` positions are valid.
+    /// The first `n` positions are valid and no others.
     Truncate(usize),
     /// Nothing is valid; the next plan starts at position 0.
     Refresh,
@@ -141,6 +266,9 @@ pub enum DecodeError {
         /// Scores received.
         got: usize,
     },
+    /// A pass was planned although no slot is left.
+    #[error("every slot of the canvas is decided")]
+    CanvasFull,
 }
 
 /// Checks that a plan's rows were all scored.

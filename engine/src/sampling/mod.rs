@@ -3,11 +3,13 @@
 //! The order is fixed: logit bias, repetition, presence and frequency penalties, forbidden tokens, then greedy, or
 //! temperature, top-k, top-p, min-p and the Gumbel-max choice. Ties go to the lowest token id.
 
+mod confidence;
 mod counts;
 mod noise;
 
 use models::TokenId;
 
+pub use confidence::{ConfidenceKind, ConfidenceRule};
 pub use counts::TokenCounts;
 pub use noise::SlotNoise;
 pub(crate) use noise::mix;
@@ -23,6 +25,8 @@ pub struct TokenScore {
     pub logprob: Option<f32>,
     /// The likeliest tokens, descending; only if asked for.
     pub top: Vec<(TokenId, f32)>,
+    /// How sure the model is of the chosen token, after bias and penalties; only if asked for.
+    pub confidence: Option<f32>,
 }
 
 /// Everything that choosing the token of one slot depends on.
@@ -36,8 +40,12 @@ pub struct SlotContext<'a> {
     pub noise: SlotNoise,
     /// Tokens that must not be chosen here.
     pub forbidden: &'a [TokenId],
+    /// Tokens from this id on must not be chosen: rows that pad the embeddings stand for nothing.
+    pub num_tokens: usize,
     /// Whether to report log-probabilities, and of how many alternatives.
     pub logprobs: Option<usize>,
+    /// How to measure the confidence, if at all.
+    pub confidence: Option<ConfidenceRule<'a>>,
 }
 
 /// Chooses the token of a slot.
@@ -45,11 +53,13 @@ pub fn choose(logits: &[f32], slot: &SlotContext<'_>) -> TokenScore {
     let sampling = slot.sampling;
     let adjusted = adjust(logits, slot);
     let values = adjusted.as_deref().unwrap_or(logits);
+    let values = &values[..slot.num_tokens.min(values.len())];
     let likeliest = argmax(values);
     let token = if sampling.temperature == 0.0 { likeliest } else { sample(values, likeliest, slot) };
+    let confidence = slot.confidence.map(|rule| rule.of(values, token, sampling));
     match slot.logprobs {
-        None => TokenScore { token, logprob: None, top: Vec::new() },
-        Some(k) => score_token(logits, token, k),
+        None => TokenScore { token, confidence, ..TokenScore::default() },
+        Some(k) => TokenScore { confidence, ..score_token(logits, token, k) },
     }
 }
 
@@ -58,7 +68,7 @@ pub fn score_token(logits: &[f32], token: TokenId, k: usize) -> TokenScore {
     let normaliser = log_sum_exp(logits);
     let logprob = |v: TokenId| (f64::from(logits[v.0 as usize]) - normaliser) as f32;
     let top = largest(logits, k).into_iter().map(|v| (v, logprob(v))).collect();
-    TokenScore { token, logprob: Some(logprob(token)), top }
+    TokenScore { token, logprob: Some(logprob(token)), top, confidence: None }
 }
 
 /// Index of the largest value; the lowest index wins a tie. NaN never wins.
@@ -105,7 +115,9 @@ fn adjust(logits: &[f32], slot: &SlotContext<'_>) -> Option<Vec<f32>> {
         }
     }
     for token in slot.forbidden {
-        values[token.0 as usize] = f32::NEG_INFINITY;
+        if let Some(value) = values.get_mut(token.0 as usize) {
+            *value = f32::NEG_INFINITY;
+        }
     }
     Some(values)
 }

@@ -27,6 +27,16 @@ impl SlotNoise {
         Self(mix(mix(mix(seed) ^ u64::from(choice)) ^ index))
     }
 
+    /// The same slot in a later pass: a masked slot is proposed anew in every denoising step. Step 0 is the slot itself.
+    pub fn at_step(self, step: u64) -> Self {
+        if step == 0 { self } else { Self(mix(self.0 ^ mix(step))) }
+    }
+
+    /// A uniform variate in (0, 1) for `item`.
+    pub fn uniform(self, item: u64) -> f64 {
+        uniform_of(mix(self.0 ^ item))
+    }
+
     fn hash(self, token: TokenId) -> u64 {
         mix(self.0 ^ u64::from(token.0))
     }
@@ -60,9 +70,12 @@ impl SlotNoise {
 }
 
 fn gumbel_of(hash: u64) -> f64 {
-    // 52 bits and a half are exact in f64; with 53 the last centre would round to 1, whose noise is infinite.
-    let uniform = ((hash >> 12) as f64 + 0.5) * (0.5f64).powi(52);
-    -(-uniform.ln()).ln()
+    -(-uniform_of(hash).ln()).ln()
+}
+
+fn uniform_of(hash: u64) -> f64 {
+    // 52 bits and a half are exact in f64; with 53 the last centre would round to 1, whose Gumbel noise is infinite.
+    ((hash >> 12) as f64 + 0.5) * (0.5f64).powi(52)
 }
 
 #[cfg(test)]
