@@ -321,12 +321,14 @@ fn holes_have_texts_of_their_own() {
 fn a_client_that_leaves_frees_its_canvas_within_one_step() {
     let mut harness = harness(FULL);
     let stream = harness.submit(request(&[1; 50], 200, DiffusionOptions::default()));
-    let stays = harness.submit(request(&[2; 50], 32, options()));
+    let slow = DiffusionOptions { policy: Some(Policy::Quota), ..DiffusionOptions::default() };
+    let stays = harness.submit(request(&[2; 50], 32, slow));
     for _ in 0..3 {
         harness.step();
     }
     let both = harness.pages_used();
-    assert_eq!(both, 250usize.div_ceil(32) + 82usize.div_ceil(32));
+    // 200 tokens are a canvas of seven blocks.
+    assert_eq!(both, 274usize.div_ceil(32) + 82usize.div_ceil(32));
     drop(stream);
     harness.step();
     assert_eq!(harness.pages_used(), 82usize.div_ceil(32));

@@ -124,9 +124,14 @@ impl Diffusion {
 
     /// Slots of the block that want a score, from the first to the last.
     fn wanted(&self, block: &Block) -> Range<usize> {
+        // A slot that was handed over is scored by a row that is not fed any more: it stays.
+        let is_scored = |position: usize| match self.config.shape {
+            Shape::Whole { .. } => true,
+            Shape::Units { .. } => position >= block.unit.start + self.ahead() || block.unit.start == 0,
+        };
         let is_wanted = |position: &usize| match self.canvas.slot(*position) {
             Slot::Open => true,
-            Slot::Decided(_) => self.editing().is_some(),
+            Slot::Decided(_) => self.editing().is_some() && is_scored(*position),
             Slot::Given | Slot::Closed => false,
         };
         let first = block.slots.clone().find(is_wanted).unwrap_or(block.slots.start);
