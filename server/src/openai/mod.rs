@@ -3,15 +3,19 @@
 //! | module | holds |
 //! |---|---|
 //! | `fields` | reading a JSON body field by field |
-//! | `params`, `messages`, `prompt` | fields to engine requests |
+//! | `params`, `decoding`, `messages`, `prompt`, `holes` | fields to engine requests |
 //! | `types`, `logprobs` | what is written |
-//! | `generate`, `stream` | submitting, and the whole or streamed reply |
-//! | `chat`, `completions`, `models`, `tokens` | one module an endpoint |
+//! | `generate`, `stream`, `frames` | submitting, and the whole or streamed reply |
+//! | `chat`, `completions`, `infill`, `models`, `tokens` | one module an endpoint |
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+mod decoding;
 mod fields;
+mod frames;
 mod generate;
+mod holes;
+pub(crate) mod infill;
 mod logprobs;
 mod messages;
 pub(crate) mod models;
