@@ -24,3 +24,18 @@ mod prompt;
 mod stream;
 pub(crate) mod tokens;
 mod types;
+
+use engine::{ModelInfo, Request, TokenId};
+use serde_json::Value;
+
+use crate::error::ApiError;
+
+/// The engine request that a body with the shared fields asks for, one choice, behind `prompt`: what a request means
+/// is the same without HTTP.
+pub(crate) fn request(body: Value, info: &ModelInfo, prompt: Vec<TokenId>) -> Result<Request, ApiError> {
+    let mut fields = fields::Fields::new("", body)?;
+    let params = params::Params::take(&mut fields, &info.generation)?;
+    params.check(info)?;
+    let mut requests = params.requests(vec![prompt], None, None)?;
+    Ok(requests.swap_remove(0))
+}
