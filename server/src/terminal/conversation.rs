@@ -3,7 +3,7 @@
 use engine::{Engine, ModelInfo, Request};
 use serde_json::{Map, Value, json};
 
-use super::TerminalError;
+use super::OptionError;
 use crate::{args::RunArgs, error::ApiError, openai};
 
 /// What was said, and how to answer.
@@ -18,12 +18,12 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    pub(super) fn new(args: &RunArgs, engine: &Engine, frames: bool) -> Result<Self, TerminalError> {
+    pub(super) fn new(args: &RunArgs, engine: &Engine, frames: bool) -> Result<Self, OptionError> {
         let info = engine.model();
         let system: Vec<_> = args.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
         let messages = info.chat_template.is_some().then(|| system.clone());
         if messages.is_none() && !system.is_empty() {
-            return Err(TerminalError::NoTemplate);
+            return Err(OptionError::NoTemplate);
         }
         Ok(Self { messages, num_kept: system.len(), fields: fields(args, info, frames)? })
     }
@@ -60,7 +60,7 @@ impl Conversation {
     }
 }
 
-fn fields(args: &RunArgs, info: &ModelInfo, frames: bool) -> Result<Map<String, Value>, TerminalError> {
+fn fields(args: &RunArgs, info: &ModelInfo, frames: bool) -> Result<Map<String, Value>, OptionError> {
     let mut fields = Map::new();
     let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
     if let Some(max_tokens) = args.max_tokens {
@@ -82,7 +82,7 @@ fn fields(args: &RunArgs, info: &ModelInfo, frames: bool) -> Result<Map<String, 
     if let Some(decoding) = &args.decoding {
         let decoding = decoding.trim();
         let value = match decoding.starts_with('{') {
-            true => serde_json::from_str(decoding).map_err(TerminalError::Decoding)?,
+            true => serde_json::from_str(decoding).map_err(OptionError::Decoding)?,
             false => decoding.into(),
         };
         set("decoding", value);
@@ -138,7 +138,7 @@ mod tests {
         text.remember("a", "b".into());
         assert_eq!(prompt(&text, &engine, "c"), "c");
         let args = RunArgs { system: Some("x".into()), ..RunArgs::default() };
-        assert!(matches!(Conversation::new(&args, &engine, false), Err(TerminalError::NoTemplate)));
+        assert!(matches!(Conversation::new(&args, &engine, false), Err(OptionError::NoTemplate)));
     }
 
     #[test]
@@ -161,6 +161,6 @@ mod tests {
         let error = request(RunArgs { decoding: Some("slow".into()), ..RunArgs::default() }).unwrap_err();
         assert!(error.to_string().contains("`decoding`"), "{error}");
         let bad = RunArgs { decoding: Some("{".into()), ..RunArgs::default() };
-        assert!(matches!(Conversation::new(&bad, &engine, false), Err(TerminalError::Decoding(_))));
+        assert!(matches!(Conversation::new(&bad, &engine, false), Err(OptionError::Decoding(_))));
     }
 }

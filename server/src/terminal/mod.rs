@@ -44,12 +44,9 @@ pub enum TerminalError {
     /// The model could not be started.
     #[error(transparent)]
     Start(#[from] RunError),
-    /// `--decoding` is neither a name nor JSON.
-    #[error("--decoding: not valid JSON: {0}")]
-    Decoding(serde_json::Error),
-    /// `--system` with a model that cannot chat.
-    #[error("--system: this model has no chat template, so it only continues texts; see --chat-template")]
-    NoTemplate,
+    /// An option that cannot be.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// The request is not one that the engine takes.
     #[error("{0}")]
     Refused(ApiError),
@@ -59,6 +56,18 @@ pub enum TerminalError {
     /// The terminal is gone.
     #[error("cannot write the reply: {0}")]
     Output(#[from] io::Error),
+}
+
+/// What is wrong with an option.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OptionError {
+    /// Neither a name nor JSON.
+    #[error("--decoding: not valid JSON: {0}")]
+    Decoding(serde_json::Error),
+    /// A system message for a model that cannot chat.
+    #[error("--system: this model has no chat template, so it only continues texts; see --chat-template")]
+    NoTemplate,
 }
 
 /// Loads the model, then answers the prompt of `args`, or each line of the standard input.
