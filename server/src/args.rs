@@ -14,6 +14,7 @@ Examples:
   leapfrog serve --model ./my-model               serve a folder with config.json and *.safetensors
   leapfrog serve --model model.gguf --port 9000   serve one GGUF file
   leapfrog serve --model org/name                 download a model from the Hugging Face Hub and serve it
+  leapfrog run --model ./my-model                 chat with a model in this terminal
   leapfrog health --ready                         exit with 0 if the server on this machine takes requests
 
 Then:
@@ -23,6 +24,15 @@ Then:
 Every option of `serve` can also be given as an environment variable (LEAPFROG_PORT for --port) or in a file
 leapfrog.toml (port = 8080; dashes become underscores). The command line wins over the environment, and the
 environment over the file.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  leapfrog run \"Why is the sky blue?\"                  answer once
+  leapfrog run --model ./my-model                        chat; /clear forgets the chat, /exit or Ctrl-D ends it
+  leapfrog run --model ./my-dllm --decoding fast         watch a diffusion model fill its canvas, faster
+  echo \"Why?\" | leapfrog run > answer.txt              the text goes to stdout, the statistics to stderr
+
+Ctrl-C stops a reply; in the empty line it ends the chat.";
 
 /// Serves language models over an OpenAI-compatible HTTP API and decodes many tokens per forward pass.
 ///
@@ -44,8 +54,40 @@ pub enum Command {
     /// Load a model and serve it (the default)
     #[command(after_help = EXAMPLES)]
     Serve(Box<ServeArgs>),
+    /// Load a model and use it in this terminal, without a server
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
     /// Ask a running server how it is: exit code 0 is well, 1 is not
     Health(HealthArgs),
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct RunArgs {
+    /// What to answer or continue; without it, each line of the standard input is one turn of a chat
+    pub prompt: Option<String>,
+    /// Most tokens of a reply; a diffusion model with full attention fills a canvas of this size, so that it also
+    /// changes the text [default: as many as the context or the canvas holds]
+    #[arg(long, value_name = "N", help_heading = "Generation")]
+    pub max_tokens: Option<usize>,
+    /// 0 is greedy [default: the model's own, or 0]
+    #[arg(long, value_name = "T", help_heading = "Generation")]
+    pub temperature: Option<f32>,
+    /// The same seed gives the same text [default: random]
+    #[arg(long, value_name = "N", help_heading = "Generation")]
+    pub seed: Option<u64>,
+    /// What the model is told before the first turn
+    #[arg(long, value_name = "TEXT", help_heading = "Generation")]
+    pub system: Option<String>,
+    /// How tokens are found: quality, balanced or fast, or the JSON object `decoding` of the HTTP API
+    #[arg(long, value_name = "PRESET|JSON", help_heading = "Generation")]
+    pub decoding: Option<String>,
+    /// Do not show how a canvas is filled, only text that is final
+    #[arg(long, help_heading = "Generation")]
+    pub no_frames: bool,
+    /// The model and what runs it.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// Options of `health`.
@@ -81,10 +123,11 @@ pub enum Device {
     Cuda,
 }
 
-/// Options of `serve`. The same struct reads `leapfrog.toml`, so that no option can be missing there.
+/// Options of every command that loads a model. The same struct reads `leapfrog.toml`, so that no option can be missing
+/// there.
 #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ServeArgs {
+#[serde(default)]
+pub struct CommonArgs {
     /// File with options [default: leapfrog.toml in the current folder, if there is one]
     #[arg(long, env = "LEAPFROG_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -93,9 +136,6 @@ pub struct ServeArgs {
     /// Folder, .gguf file, or Hub id (org/name, org/name@revision) [default: the built-in model]
     #[arg(long, short, env = "LEAPFROG_MODEL", help_heading = "Model")]
     pub model: Option<String>,
-    /// Name that clients may use for the model; repeat for more. The model's own name stays valid
-    #[arg(long, env = "LEAPFROG_MODEL_ID", value_delimiter = ',', value_name = "NAME", help_heading = "Model")]
-    pub model_id: Vec<String>,
     /// Convert the weights while loading: f32, q8_0 or q4_k [default: keep quantised weights, else f32]
     #[arg(long, env = "LEAPFROG_QUANTIZE", value_name = "TYPE", help_heading = "Model")]
     pub quantize: Option<String>,
@@ -131,6 +171,26 @@ pub struct ServeArgs {
     #[arg(long, env = "LEAPFROG_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<usize>,
 
+    /// How log lines on stderr look [default: text]
+    #[arg(long, env = "LEAPFROG_LOG_FORMAT", value_enum, help_heading = "Logs")]
+    pub log_format: Option<LogFormat>,
+    /// error, warn, info, debug or trace, or a filter such as info,engine=debug [default: info]
+    #[arg(long, env = "LEAPFROG_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logs")]
+    pub log_level: Option<String>,
+}
+
+/// Options of `serve`. They are read from `leapfrog.toml` like the common ones.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(default)]
+pub struct ServeArgs {
+    /// The model and what runs it.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub common: CommonArgs,
+
+    /// Name that clients may use for the model; repeat for more. The model's own name stays valid
+    #[arg(long, env = "LEAPFROG_MODEL_ID", value_delimiter = ',', value_name = "NAME", help_heading = "Model")]
+    pub model_id: Vec<String>,
     /// Address to listen on; 0.0.0.0 lets other machines in [default: 127.0.0.1]
     #[arg(long, env = "LEAPFROG_HOST", value_name = "ADDRESS", help_heading = "Network")]
     pub host: Option<String>,
@@ -174,23 +234,14 @@ pub struct ServeArgs {
     /// After SIGTERM or Ctrl-C, how long running requests may still take, in seconds [default: 30]
     #[arg(long, env = "LEAPFROG_DRAIN_TIMEOUT", value_name = "SECONDS", help_heading = "Network")]
     pub drain_timeout: Option<u64>,
-
-    /// How log lines on stderr look [default: text]
-    #[arg(long, env = "LEAPFROG_LOG_FORMAT", value_enum, help_heading = "Logs")]
-    pub log_format: Option<LogFormat>,
-    /// error, warn, info, debug or trace, or a filter such as info,engine=debug [default: info]
-    #[arg(long, env = "LEAPFROG_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logs")]
-    pub log_level: Option<String>,
 }
 
-impl ServeArgs {
+impl CommonArgs {
     /// These options, and those of `fallback` where nothing was given.
     pub fn or(self, fallback: Self) -> Self {
-        let list = |own: Vec<String>, other: Vec<String>| if own.is_empty() { other } else { own };
         Self {
             config: self.config,
             model: self.model.or(fallback.model),
-            model_id: list(self.model_id, fallback.model_id),
             quantize: self.quantize.or(fallback.quantize),
             tokenizer: self.tokenizer.or(fallback.tokenizer),
             chat_template: self.chat_template.or(fallback.chat_template),
@@ -202,6 +253,19 @@ impl ServeArgs {
             max_context: self.max_context.or(fallback.max_context),
             width: self.width.or(fallback.width),
             threads: self.threads.or(fallback.threads),
+            log_format: self.log_format.or(fallback.log_format),
+            log_level: self.log_level.or(fallback.log_level),
+        }
+    }
+}
+
+impl ServeArgs {
+    /// These options, and those of `fallback` where nothing was given.
+    pub fn or(self, fallback: Self) -> Self {
+        let list = |own: Vec<String>, other: Vec<String>| if own.is_empty() { other } else { own };
+        Self {
+            common: self.common.or(fallback.common),
+            model_id: list(self.model_id, fallback.model_id),
             host: self.host.or(fallback.host),
             port: self.port.or(fallback.port),
             api_key: list(self.api_key, fallback.api_key),
@@ -211,8 +275,6 @@ impl ServeArgs {
             max_body: self.max_body.or(fallback.max_body),
             strict: self.strict.or(fallback.strict),
             drain_timeout: self.drain_timeout.or(fallback.drain_timeout),
-            log_format: self.log_format.or(fallback.log_format),
-            log_level: self.log_level.or(fallback.log_level),
         }
     }
 }

@@ -17,6 +17,7 @@ mod run;
 pub mod settings;
 mod shutdown;
 pub mod state;
+pub mod terminal;
 
 pub use routes::router;
 pub use run::{RunError, run};

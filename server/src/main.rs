@@ -1,12 +1,13 @@
 //! The program `leapfrog`: arguments, settings, run.
 
-use std::{env, process::ExitCode};
+use std::{env, error::Error, process::ExitCode};
 
 use clap::Parser;
 use server::{
-    args::{self, Cli, Command, ServeArgs},
+    args::{self, Cli, Command, RunArgs, ServeArgs},
     health, logs,
-    settings::Settings,
+    settings::{LogSettings, Settings},
+    terminal,
 };
 
 #[global_allocator]
@@ -24,20 +25,30 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Some(Command::Health(args)) => return health::probe(&args),
+        Some(Command::Run(args)) => run(*args),
         Some(Command::Serve(args)) => serve(*args),
         None => serve(cli.serve),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report(&error.to_string()),
-    }
+    outcome.unwrap_or_else(|error| report(&error.to_string()))
 }
 
-fn serve(args: ServeArgs) -> anyhow::Result<()> {
+fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve(args, &env::current_dir()?)?;
-    logs::init(&settings.log);
+    drive(&settings.log.clone(), async { server::run(settings).await.map(|()| ExitCode::SUCCESS) })
+}
+
+fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::resolve_run(args.common.clone(), &env::current_dir()?)?;
+    drive(&settings.log.clone(), terminal::run(settings, args))
+}
+
+fn drive<E: Error + Send + Sync + 'static>(
+    log: &LogSettings,
+    work: impl Future<Output = Result<ExitCode, E>>,
+) -> anyhow::Result<ExitCode> {
+    logs::init(log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(server::run(settings));
+    let outcome = runtime.block_on(work);
     // A load that was interrupted cannot be cancelled; the process does not wait for it.
     runtime.shutdown_background();
     Ok(outcome?)

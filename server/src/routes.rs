@@ -19,7 +19,7 @@ use crate::{
     error::ApiError,
     health, metrics,
     middleware::{auth::require_key, host_guard::check_host, observe::observe},
-    openai::{chat, completions, models, tokens},
+    openai::{chat, completions, infill, models, tokens},
     state::AppState,
 };
 
@@ -35,6 +35,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/infill", post(infill::infill))
         .route("/tokenize", post(tokens::encode))
         .route("/detokenize", post(tokens::decode))
         .fallback(no_route)

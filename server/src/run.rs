@@ -101,7 +101,7 @@ async fn bind(settings: &Settings) -> Result<(TcpListener, SocketAddr), RunError
 }
 
 /// Loads and starts the model; takes seconds to minutes.
-fn load(settings: &Settings) -> Result<Engine, RunError> {
+pub(crate) fn load(settings: &Settings) -> Result<Engine, RunError> {
     let model = engine::load(&settings.source, &settings.load)?;
     Ok(Engine::start(model, settings.engine.clone())?)
 }

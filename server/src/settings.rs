@@ -1,18 +1,28 @@
 //! What the options mean: command line, environment and file in one, checked.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use clap::Args;
 use engine::{EngineSettings, LoadOptions, ModelError, ModelSource};
+use serde::de::IgnoredAny;
+use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Device, LogFormat, ServeArgs};
+use crate::args::{CommonArgs, Device, LogFormat, ServeArgs};
 
 /// The file that is read if no other is named.
 const DEFAULT_CONFIG: &str = "leapfrog.toml";
+
+/// Log lines of a server that names no level.
+const SERVE_FILTER: &str = "info";
+/// The same for the command `run`, whose output they would disturb.
+const RUN_FILTER: &str = "warn";
 
 /// Everything that a run of the server needs to know.
 #[derive(Debug, Clone)]
@@ -114,12 +124,22 @@ impl Settings {
     /// Reads the configuration file and gives every option its meaning. `folder` is where `leapfrog.toml` is looked
     /// for.
     pub fn resolve(args: ServeArgs, folder: &Path) -> Result<Self, SettingsError> {
-        let file = read_config(args.config.as_deref(), folder)?;
-        let args = args.or(file);
+        Self::resolve_with(args, folder, SERVE_FILTER)
+    }
+
+    /// The same for the command `run`, which has no network.
+    pub fn resolve_run(common: CommonArgs, folder: &Path) -> Result<Self, SettingsError> {
+        Self::resolve_with(ServeArgs { common, ..ServeArgs::default() }, folder, RUN_FILTER)
+    }
+
+    fn resolve_with(serve: ServeArgs, folder: &Path, default_filter: &str) -> Result<Self, SettingsError> {
+        let file = read_config(serve.common.config.as_deref(), folder)?;
+        let serve = serve.or(file);
+        let args = &serve.common;
         if args.device.unwrap_or_default() == Device::Cuda {
             return Err(SettingsError::NoCuda);
         }
-        let filter = args.log_level.clone().unwrap_or_else(|| "info".to_owned());
+        let filter = args.log_level.clone().unwrap_or_else(|| default_filter.to_owned());
         EnvFilter::try_new(&filter)
             .map_err(|error| SettingsError::Invalid { option: "log-level", reason: error.to_string() })?;
         let log = LogSettings { format: args.log_format.unwrap_or_default(), filter };
@@ -149,10 +169,10 @@ impl Settings {
                 attention: None,
             },
             engine,
-            host: args.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
-            port: args.port.unwrap_or(8080),
-            drain_timeout: Duration::from_secs(args.drain_timeout.unwrap_or(30)),
-            http: http_settings(args)?,
+            host: serve.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: serve.port.unwrap_or(8080),
+            drain_timeout: Duration::from_secs(serve.drain_timeout.unwrap_or(30)),
+            http: http_settings(serve)?,
             log,
         })
     }
@@ -198,14 +218,35 @@ fn read_config(named: Option<&Path>, folder: &Path) -> Result<ServeArgs, Setting
         Err(source) => return Err(SettingsError::Read { path: path.to_owned(), source }),
         Ok(text) => text,
     };
-    toml::from_str(&text)
-        .map_err(|error| SettingsError::Config { path: path.to_owned(), reason: one_line(&error, &text) })
+    parse_config(&text).map_err(|reason| SettingsError::Config { path: path.to_owned(), reason })
 }
 
-/// The message of a TOML error with its line, without the multi-line drawing.
-fn one_line(error: &toml::de::Error, text: &str) -> String {
-    let message = error.message().replace('\n', " ");
-    match error.span().and_then(|span| text.get(..span.start)) {
+/// Every struct reads its own keys and passes over those of the others, so unknown ones are found apart.
+fn parse_config(text: &str) -> Result<ServeArgs, String> {
+    let explain = |error: toml::de::Error| one_line(error.message(), error.span(), text);
+    let keys: BTreeMap<Spanned<String>, IgnoredAny> = toml::from_str(text).map_err(explain)?;
+    let known = config_keys();
+    let mut unknown = keys.keys().filter(|key| !known.contains(key.get_ref()));
+    if let Some(key) = unknown.next() {
+        let known: Vec<_> = known.iter().map(|key| format!("`{key}`")).collect();
+        let message = format!("unknown field `{}`, expected one of {}", key.get_ref(), known.join(", "));
+        return Err(one_line(&message, Some(key.span()), text));
+    }
+    let common = toml::from_str(text).map_err(explain)?;
+    Ok(ServeArgs { common, ..toml::from_str(text).map_err(explain)? })
+}
+
+/// The options as a file spells them. A file does not name another.
+fn config_keys() -> Vec<String> {
+    let command = ServeArgs::augment_args(clap::Command::new("serve"));
+    let names = command.get_arguments().filter_map(|arg| arg.get_long());
+    names.filter(|name| *name != "config").map(|name| name.replace('-', "_")).collect()
+}
+
+/// A message about `text` with its line, without the multi-line drawing.
+fn one_line(message: &str, span: Option<Range<usize>>, text: &str) -> String {
+    let message = message.replace('\n', " ");
+    match span.and_then(|span| text.get(..span.start)) {
         Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
         None => message,
     }
@@ -259,7 +300,32 @@ mod tests {
         assert!(error.contains("line 2") && error.contains("`prot`") && error.contains("`max_concurrent`"), "{error}");
         assert!(!error.contains('\n'), "{error}");
         assert!(resolve(&[], Some("config = \"x.toml\"\n")).is_err(), "a file does not name another");
-        assert!(resolve(&[], Some("port = \"x\"\n")).is_err());
+        for (file, line) in [("port = \"x\"\n", "line 1"), ("\nmax_queue = \"x\"\n", "line 2")] {
+            let error = resolve(&[], Some(file)).unwrap_err().to_string();
+            assert!(error.contains(line), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_option_can_stand_in_a_file() {
+        for key in config_keys() {
+            // A value of a wrong type: whoever reads the key complains.
+            let error = resolve(&[], Some(&format!("{key} = {{}}\n"))).unwrap_err().to_string();
+            assert!(error.contains("line 1: ") && !error.contains("unknown"), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn run_reads_the_same_file_and_logs_less() {
+        let folder = tempfile::tempdir().unwrap();
+        let filter = |level: Option<&str>| {
+            let common = CommonArgs { log_level: level.map(str::to_owned), ..CommonArgs::default() };
+            Settings::resolve_run(common, folder.path()).unwrap()
+        };
+        assert_eq!(filter(None).log.filter, "warn");
+        fs::write(folder.path().join(DEFAULT_CONFIG), "log_level = \"error\"\nport = 9\nwidth = 3\n").unwrap();
+        assert_eq!((filter(None).log.filter.as_str(), filter(None).engine.width), ("error", Some(3)));
+        assert_eq!(filter(Some("debug")).log.filter, "debug");
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::{Extension, extract::State, response::Response};
-use engine::{Commit, FinishReason, MAX_LOGPROBS, TokenRecord, Tokenizer};
+use engine::{Commit, Finish, MAX_LOGPROBS, TokenRecord, Tokenizer};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
     fields::{Fields, JsonBody},
-    generate::{Job, Outcome, Wire, answer},
+    generate::{Envelope, Extras, Outcome, Wire, answer},
     logprobs::ChatLogprobs,
     messages,
     params::Params,
@@ -27,6 +28,7 @@ pub(crate) async fn chat(
     let info = served.engine.model();
     let mut params = Params::take(&mut fields, &info.generation)?;
     let model = served.resolve(params.model.take())?;
+    params.check(info)?;
     refuse_unsupported(&mut fields)?;
     let logprobs = logprobs(&mut fields)?;
     let variables: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
@@ -44,15 +46,7 @@ pub(crate) async fn chat(
     let prompt = prompt.await.map_err(in_messages)?;
     let requests = params.requests(vec![prompt], logprobs, None)?;
     let wire = ChatWire::new(info.tokenizer.clone(), logprobs.is_some());
-    let job = Job {
-        model,
-        n: params.n,
-        seed: params.seed(),
-        stream: params.stream,
-        include_usage: params.include_usage,
-        ignored,
-    };
-    answer(&served, log, wire, job, requests).await.map_err(in_messages)
+    answer(&served, log, wire, params.job(model, ignored), requests).await.map_err(in_messages)
 }
 
 /// Refuses what would change the answer and is not done here.
@@ -110,8 +104,6 @@ impl ChatWire {
 impl Wire for ChatWire {
     type Delta = ChatDelta;
     type Choice = ChatChoice;
-    const OBJECT: &'static str = "chat.completion";
-    const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
     const ID_PREFIX: &'static str = "chatcmpl-";
 
     fn open(&mut self, index: usize) -> Option<ChatDelta> {
@@ -133,17 +125,29 @@ impl Wire for ChatWire {
         })
     }
 
-    fn close(&mut self, index: usize, reason: FinishReason) -> ChatDelta {
-        ChatDelta { index, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) }
+    fn frame(&mut self, index: usize) -> ChatDelta {
+        ChatDelta { index, delta: Delta::default(), logprobs: None, finish_reason: None }
+    }
+
+    fn close(&mut self, index: usize, finish: &Finish) -> ChatDelta {
+        ChatDelta { index, delta: Delta::default(), logprobs: None, finish_reason: Some(finish.reason) }
     }
 
     fn whole(&mut self, index: usize, outcome: Outcome) -> ChatChoice {
         ChatChoice {
             index,
             logprobs: self.logprobs(&outcome.tokens),
-            message: Message { role: "assistant", content: outcome.text, refusal: None },
-            finish_reason: outcome.reason,
+            message: Message { role: "assistant", content: outcome.text(), refusal: None },
+            finish_reason: outcome.finish.reason,
         }
+    }
+
+    fn chunk(&self, envelope: &Envelope, choices: Vec<ChatDelta>, extras: Extras) -> impl Serialize {
+        envelope.fill("chat.completion.chunk", choices, extras)
+    }
+
+    fn reply(&self, envelope: &Envelope, choices: Vec<ChatChoice>, extras: Extras) -> impl Serialize {
+        envelope.fill("chat.completion", choices, extras)
     }
 }
 

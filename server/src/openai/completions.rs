@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use axum::{Extension, extract::State, response::Response};
-use engine::{Commit, FinishReason, MAX_LOGPROBS, ModelInfo, TokenId, TokenRecord, Tokenizer};
+use engine::{Commit, Finish, InfillPart, MAX_LOGPROBS, ModelInfo, Request, TokenId, TokenRecord, Tokenizer};
+use serde::Serialize;
 
 use super::{
     fields::{Fields, JsonBody},
-    generate::{Job, Outcome, Wire, answer},
+    generate::{Envelope, Extras, Outcome, Wire, answer},
+    holes::check_infill,
     logprobs::{CompletionLogprobs, Offsets},
     params::Params,
     prompt::{Prompt, read_prompts},
@@ -18,6 +20,8 @@ use crate::{error::ApiError, middleware::observe::RequestLog, state::AppState};
 
 /// Tokens that a request generates if it names no number.
 const DEFAULT_MAX_TOKENS: usize = 16;
+/// `object` of replies and chunks alike.
+const OBJECT: &str = "text_completion";
 
 /// Continues texts.
 pub(crate) async fn completions(
@@ -29,10 +33,19 @@ pub(crate) async fn completions(
     let info = served.engine.model();
     let mut params = Params::take(&mut fields, &info.generation)?;
     let model = served.resolve(params.model.take())?;
+    params.check(info)?;
     params.max_tokens = params.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
     refuse_unsupported(&mut fields, params.n)?;
     let logprobs = logprobs(&mut fields)?;
     let echo = fields.take("echo")?.unwrap_or(false);
+    let suffix: Option<String> = fields.take("suffix")?.filter(|suffix: &String| !suffix.is_empty());
+    if suffix.is_some() {
+        check_infill(info, "suffix")?;
+    }
+    if echo && logprobs.is_some() && info.mask_id.is_some() {
+        let message = "a diffusion model has no chain of conditional probabilities, so it cannot score a prompt";
+        return Err(ApiError::unsupported("echo", message));
+    }
     let prompts = read_prompts(fields.value("prompt").ok_or_else(|| ApiError::missing("prompt"))?)?;
     let ignored = params.ignored(fields, state.settings().strict)?;
 
@@ -43,28 +56,36 @@ pub(crate) async fn completions(
         Vec::new()
     };
     let tokens = prompts.into_iter().map(|(_, tokens)| tokens).collect();
-    let requests = params.requests(tokens, logprobs, logprobs.filter(|_| echo))?;
+    let mut requests = params.requests(tokens, logprobs, logprobs.filter(|_| echo))?;
+    if let Some(suffix) = suffix.clone() {
+        let suffix = tokenize(info.tokenizer.clone(), move |tokenizer| tokenizer.encode(&suffix, false));
+        let suffix = suffix.await.map_err(|error| error.rename_param("prompt", "suffix"))?;
+        add_suffix(&mut requests, &suffix);
+    }
     let wire = CompletionWire {
         tokenizer: info.tokenizer.clone(),
         logprobs: logprobs.is_some(),
         offsets: requests.iter().map(|_| Offsets::default()).collect(),
         echoes,
+        echoed_suffix: suffix.filter(|_| echo).unwrap_or_default(),
     };
-    let job = Job {
-        model,
-        n: params.n,
-        seed: params.seed(),
-        stream: params.stream,
-        include_usage: params.include_usage,
-        ignored,
-    };
-    answer(&served, log, wire, job, requests).await
+    let reply = answer(&served, log, wire, params.job(model, ignored), requests).await;
+    reply.map_err(|error| error.rename_param("infill", "suffix"))
+}
+
+/// Turns the tokens to generate into a hole in front of `suffix`.
+fn add_suffix(requests: &mut [Request], suffix: &[TokenId]) {
+    for request in requests {
+        // Without a token to generate there is no hole.
+        if let Some(slots) = request.max_tokens.filter(|slots| *slots > 0) {
+            request.infill = vec![InfillPart::Hole(slots), InfillPart::Fixed(suffix.to_vec())];
+        }
+    }
 }
 
 fn refuse_unsupported(fields: &mut Fields, n: usize) -> Result<(), ApiError> {
     // The best of `n` out of `n` are all of them; a larger set would need a ranking.
     fields.refuse("best_of", |best_of| *best_of == n)?;
-    fields.refuse("suffix", |suffix| suffix == "")?;
     fields.refuse("response_format", |format| format.get("type").is_some_and(|kind| kind == "text"))?;
     for name in ["prompt_embeds", "guided_json", "guided_regex", "guided_choice"] {
         fields.refuse(name, |_| false)?;
@@ -105,6 +126,8 @@ struct CompletionWire {
     offsets: Vec<Offsets>,
     /// Text of the prompt of each choice; empty if nothing is echoed.
     echoes: Vec<String>,
+    /// What stands behind the generated text of every choice; empty if nothing is echoed.
+    echoed_suffix: String,
 }
 
 impl CompletionWire {
@@ -123,8 +146,6 @@ impl CompletionWire {
 impl Wire for CompletionWire {
     type Delta = CompletionChoice;
     type Choice = CompletionChoice;
-    const OBJECT: &'static str = "text_completion";
-    const CHUNK_OBJECT: &'static str = "text_completion";
     const ID_PREFIX: &'static str = "cmpl-";
 
     fn open(&mut self, index: usize) -> Option<CompletionChoice> {
@@ -150,19 +171,33 @@ impl Wire for CompletionWire {
         })
     }
 
-    fn close(&mut self, index: usize, reason: FinishReason) -> CompletionChoice {
-        CompletionChoice { index, text: String::new(), logprobs: None, finish_reason: Some(reason) }
+    fn frame(&mut self, index: usize) -> CompletionChoice {
+        CompletionChoice { index, text: String::new(), logprobs: None, finish_reason: None }
+    }
+
+    fn close(&mut self, index: usize, finish: &Finish) -> CompletionChoice {
+        let text = self.echoed_suffix.clone();
+        CompletionChoice { index, text, logprobs: None, finish_reason: Some(finish.reason) }
     }
 
     fn whole(&mut self, index: usize, outcome: Outcome) -> CompletionChoice {
         let mut text = self.echoes.get(index).cloned().unwrap_or_default();
-        text.push_str(&outcome.text);
+        text.push_str(&outcome.text());
+        text.push_str(&self.echoed_suffix);
         let echoed = outcome.prompt.and_then(|records| self.echo_logprobs(index, &records));
         let generated = self.logprobs(index, &outcome.tokens);
         let logprobs = generated.map(|lists| match echoed {
             Some(echoed) => echoed.followed_by(lists),
             None => lists,
         });
-        CompletionChoice { index, text, logprobs, finish_reason: Some(outcome.reason) }
+        CompletionChoice { index, text, logprobs, finish_reason: Some(outcome.finish.reason) }
+    }
+
+    fn chunk(&self, envelope: &Envelope, choices: Vec<CompletionChoice>, extras: Extras) -> impl Serialize {
+        envelope.fill(OBJECT, choices, extras)
+    }
+
+    fn reply(&self, envelope: &Envelope, choices: Vec<CompletionChoice>, extras: Extras) -> impl Serialize {
+        envelope.fill(OBJECT, choices, extras)
     }
 }

@@ -68,6 +68,20 @@ impl Fields {
         }
     }
 
+    /// A field that stays where it is; `null` counts as absent.
+    pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Calls a field by another name, unless there is one of that name.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if self.peek(to).is_none()
+            && let Some(value) = self.map.shift_remove(from)
+        {
+            self.map.insert(to.to_owned(), value);
+        }
+    }
+
     /// Drops fields that do not change the answer.
     pub(crate) fn accept(&mut self, names: &[&str]) {
         for name in names {

@@ -1,13 +1,13 @@
 //! From engine requests to a reply: submit, then collect the events or pass them on as they come.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     Json,
     http::{HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
-use engine::{Commit, Event, EventStream, Finish, FinishReason, Request, RequestError, TokenRecord};
+use engine::{Commit, Event, EventStream, Finish, InfillPart, Request, RequestError, TokenRecord};
 use futures_util::{
     Stream, StreamExt,
     stream::{self, SelectAll},
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     stream::{Context, reply as stream_reply},
-    types::{Decoded, Reply, Report, Usage},
+    types::{Decoded, PromptTokensDetails, Reply, Report, Usage},
 };
 use crate::{
     error::ApiError,
@@ -35,12 +35,10 @@ pub(super) trait Wire: Send + 'static {
     type Delta: Serialize + Send;
     /// A choice of a whole reply.
     type Choice: Serialize;
-    /// `object` of a whole reply.
-    const OBJECT: &'static str;
-    /// `object` of a chunk.
-    const CHUNK_OBJECT: &'static str;
     /// What ids begin with.
     const ID_PREFIX: &'static str;
+    /// Whether `[DONE]` ends a stream.
+    const SAYS_DONE: bool = true;
 
     /// What a choice begins with, before anything is generated.
     fn open(&mut self, index: usize) -> Option<Self::Delta>;
@@ -48,19 +46,42 @@ pub(super) trait Wire: Send + 'static {
     fn prompt(&mut self, index: usize, records: &[TokenRecord]) -> Option<Self::Delta>;
     /// Final text of a choice; `None` if it has nothing to show.
     fn commit(&mut self, index: usize, commit: Commit) -> Option<Self::Delta>;
+    /// Nothing new of a choice: the chunk carries a frame.
+    fn frame(&mut self, index: usize) -> Self::Delta;
     /// The end of a choice.
-    fn close(&mut self, index: usize, reason: FinishReason) -> Self::Delta;
+    fn close(&mut self, index: usize, finish: &Finish) -> Self::Delta;
     /// All of a choice at once.
     fn whole(&mut self, index: usize, outcome: Outcome) -> Self::Choice;
+
+    /// A chunk around `choices`: one, or none if it carries the usage.
+    fn chunk(&self, envelope: &Envelope, choices: Vec<Self::Delta>, extras: Extras) -> impl Serialize;
+    /// A whole reply around all choices.
+    fn reply(&self, envelope: &Envelope, choices: Vec<Self::Choice>, extras: Extras) -> impl Serialize;
 }
 
 /// Everything that the engine said about one choice.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) prompt: Option<Vec<TokenRecord>>,
-    pub(super) text: String,
+    /// The generated text of each hole; one entry for a text without holes, none if nothing was generated.
+    pub(super) holes: Vec<String>,
     pub(super) tokens: Vec<TokenRecord>,
-    pub(super) reason: FinishReason,
+    pub(super) finish: Finish,
+}
+
+impl Outcome {
+    /// All generated text.
+    pub(super) fn text(&self) -> String {
+        self.holes.concat()
+    }
+}
+
+/// What replies and chunks carry besides their choices.
+#[derive(Debug)]
+pub(super) struct Extras {
+    /// Absent, `null`, or numbers: in a stream that ends with usage, all other chunks say `null`.
+    pub(super) usage: Option<Option<Usage>>,
+    pub(super) leapfrog: Option<Report>,
 }
 
 /// What a reply needs besides the events.
@@ -73,8 +94,62 @@ pub(super) struct Job {
     pub(super) seed: u64,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    /// Shortest time between two frames; `None` sends none.
+    pub(super) frames: Option<Duration>,
     /// Fields that nobody read.
     pub(super) ignored: Vec<String>,
+}
+
+/// Counts tokens while choices end.
+#[derive(Debug)]
+pub(super) struct Tally {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    /// Choices per prompt.
+    n: usize,
+    /// For each prompt, what none of its choices had to compute.
+    cached_tokens: Vec<Option<usize>>,
+}
+
+impl Tally {
+    /// A prompt is read once however many choices continue it.
+    pub(super) fn new(requests: &[Request], n: usize) -> Self {
+        let firsts = requests.iter().step_by(n);
+        Self {
+            prompt_tokens: firsts.clone().map(num_given).sum(),
+            completion_tokens: 0,
+            n,
+            cached_tokens: vec![None; firsts.count()],
+        }
+    }
+
+    pub(super) fn add(&mut self, index: usize, finish: &Finish) {
+        self.completion_tokens += finish.completion_tokens;
+        if let Some(cached) = self.cached_tokens.get_mut(index / self.n) {
+            let least = cached.map_or(finish.stats.cached_tokens, |least| least.min(finish.stats.cached_tokens));
+            *cached = Some(least);
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let Self { prompt_tokens, completion_tokens, .. } = *self;
+        let cached_tokens = self.cached_tokens.iter().flatten().sum();
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}
+
+/// Tokens that the client sent: the prompt, and the text between and behind holes.
+pub(super) fn num_given(request: &Request) -> usize {
+    let fixed = request.infill.iter().map(|part| match part {
+        InfillPart::Hole(_) => 0,
+        InfillPart::Fixed(tokens) => tokens.len(),
+    });
+    request.prompt.len() + fixed.sum::<usize>()
 }
 
 /// The part that all chunks of a reply share.
@@ -90,9 +165,15 @@ impl Envelope {
         Self { id: format!("{prefix}{}", Uuid::new_v4().simple()), created: unix_time(), model }
     }
 
-    pub(super) fn fill<C>(&self, object: &'static str, choices: Vec<C>) -> Reply<C> {
+    /// A reply or a chunk in OpenAI's shape.
+    pub(super) fn fill<C>(&self, object: &'static str, choices: Vec<C>, extras: Extras) -> Reply<C> {
         let Self { id, created, model } = self.clone();
-        Reply { id, object, created, model, choices, usage: None, leapfrog: None }
+        Reply { id, object, created, model, choices, usage: extras.usage, leapfrog: extras.leapfrog }
+    }
+
+    /// The name that the client knows the model by.
+    pub(super) fn model(&self) -> &str {
+        &self.model
     }
 }
 
@@ -119,21 +200,23 @@ pub(super) async fn answer<W: Wire>(
     job: Job,
     requests: Vec<Request>,
 ) -> Result<Response, ApiError> {
-    let prompt_tokens = requests.iter().step_by(job.n).map(|request| request.prompt.len()).sum();
+    let tally = Tally::new(&requests, job.n);
     let num_choices = requests.len();
     let events = merge(served.engine.submit(requests)?);
-    log.add_prompt_tokens(prompt_tokens);
+    log.add_prompt_tokens(tally.prompt_tokens);
     let envelope = Envelope::new(W::ID_PREFIX, job.model.clone());
     let ignored = ignored_header(&job.ignored);
     let mut response = if job.stream {
-        stream_reply(wire, Context { job, envelope, log, cut: served.cut.clone() }, events, prompt_tokens)
+        let tokenizer = served.engine.model().tokenizer.clone();
+        let context = Context { job, envelope, log, tokenizer, cut: served.cut.clone() };
+        stream_reply(wire, context, events, tally)
     } else {
         let collected = tokio::select! {
             collected = collect(events, num_choices, &log) => collected,
             () = served.cut.cancelled() => Err(RequestError::ShuttingDown.into()),
         };
         let choices = collected?;
-        Json(whole_reply(wire, &job, &envelope, prompt_tokens, choices)).into_response()
+        whole_reply(wire, &job, &envelope, tally, choices)
     };
     if let Some(value) = ignored {
         response.headers_mut().insert(IGNORED, value);
@@ -141,7 +224,7 @@ pub(super) async fn answer<W: Wire>(
     Ok(response)
 }
 
-async fn collect(mut events: Events, num_choices: usize, log: &RequestLog) -> Result<Vec<(Outcome, Finish)>, ApiError> {
+async fn collect(mut events: Events, num_choices: usize, log: &RequestLog) -> Result<Vec<Outcome>, ApiError> {
     let mut pending: Vec<Collected> = (0..num_choices).map(|_| Collected::default()).collect();
     while let Some((index, event)) = events.next().await {
         let choice = &mut pending[index];
@@ -149,7 +232,7 @@ async fn collect(mut events: Events, num_choices: usize, log: &RequestLog) -> Re
             Event::Prompt(records) => choice.prompt = Some(records),
             Event::Committed(commit) => {
                 log.add_completion_tokens(commit.tokens.len());
-                choice.text.push_str(&commit.text);
+                choice.hole(commit.hole).push_str(&commit.text);
                 choice.tokens.extend(commit.tokens);
             }
             Event::Frame(_) => {}
@@ -163,17 +246,24 @@ async fn collect(mut events: Events, num_choices: usize, log: &RequestLog) -> Re
 #[derive(Default)]
 struct Collected {
     prompt: Option<Vec<TokenRecord>>,
-    text: String,
+    holes: Vec<String>,
     tokens: Vec<TokenRecord>,
     finish: Option<Finish>,
 }
 
 impl Collected {
+    /// The text of a hole; those before it are there too, perhaps empty.
+    fn hole(&mut self, hole: usize) -> &mut String {
+        if self.holes.len() <= hole {
+            self.holes.resize_with(hole + 1, String::new);
+        }
+        &mut self.holes[hole]
+    }
+
     /// A stream that ends without an end means that the engine is gone.
-    fn into_outcome(self) -> Result<(Outcome, Finish), ApiError> {
+    fn into_outcome(self) -> Result<Outcome, ApiError> {
         let finish = self.finish.ok_or(RequestError::ShuttingDown)?;
-        let reason = finish.reason;
-        Ok((Outcome { prompt: self.prompt, text: self.text, tokens: self.tokens, reason }, finish))
+        Ok(Outcome { prompt: self.prompt, holes: self.holes, tokens: self.tokens, finish })
     }
 }
 
@@ -181,16 +271,16 @@ fn whole_reply<W: Wire>(
     mut wire: W,
     job: &Job,
     envelope: &Envelope,
-    prompt_tokens: usize,
-    choices: Vec<(Outcome, Finish)>,
-) -> Reply<W::Choice> {
-    let completion_tokens = choices.iter().map(|(_, finish)| finish.completion_tokens).sum();
-    let decoded = choices.iter().map(|(_, finish)| Decoded::new(&finish.stats, job.seed)).collect();
-    let choices = choices.into_iter().enumerate().map(|(index, (outcome, _))| wire.whole(index, outcome)).collect();
-    let mut reply = envelope.fill(W::OBJECT, choices);
-    reply.usage = Some(Some(Usage::new(prompt_tokens, completion_tokens)));
-    reply.leapfrog = Report::new(decoded);
-    reply
+    mut tally: Tally,
+    outcomes: Vec<Outcome>,
+) -> Response {
+    for (index, outcome) in outcomes.iter().enumerate() {
+        tally.add(index, &outcome.finish);
+    }
+    let decoded = outcomes.iter().map(|outcome| Decoded::new(&outcome.finish.stats, job.seed)).collect();
+    let choices = outcomes.into_iter().enumerate().map(|(index, outcome)| wire.whole(index, outcome)).collect();
+    let extras = Extras { usage: Some(Some(tally.usage())), leapfrog: Report::new(decoded) };
+    Json(wire.reply(envelope, choices, extras)).into_response()
 }
 
 /// Names are the client's text: what a header cannot carry becomes `?`.

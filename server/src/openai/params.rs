@@ -1,16 +1,23 @@
 //! The fields that chat and text completions share, as the engine wants them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use engine::{DecodingOptions, DiffusionOptions, GenerationDefaults, Request, Sampling, StopRules, TokenId};
+use engine::{DecodingOptions, GenerationDefaults, ModelInfo, Request, Sampling, StopRules, TokenId};
 use serde_json::{Number, Value};
 use uuid::Uuid;
 
-use super::fields::{Fields, kind_of, read};
+use super::{
+    decoding,
+    fields::{Fields, kind_of, read},
+    generate::Job,
+};
 use crate::error::ApiError;
 
 /// Most choices of one HTTP request, over all its prompts.
 const MAX_CHOICES: usize = 128;
+/// Shortest time between two frames of a stream that names none.
+const DEFAULT_FRAME_INTERVAL_MS: u64 = 50;
+const MAX_FRAME_INTERVAL_MS: u64 = 10_000;
 /// Fields that change nothing about the answer of this server.
 const HARMLESS: [&str; 8] = [
     "user",
@@ -23,21 +30,29 @@ const HARMLESS: [&str; 8] = [
     "parallel_tool_calls",
 ];
 
-/// What both endpoints read.
+/// What all endpoints read.
 #[derive(Debug)]
 pub(super) struct Params {
     /// The name that the client gave the model.
     pub(super) model: Option<String>,
     pub(super) stream: bool,
-    pub(super) include_usage: bool,
+    pub(super) stream_options: StreamOptions,
     /// Choices per prompt.
     pub(super) n: usize,
     pub(super) max_tokens: Option<usize>,
     /// Fields that nobody reads.
     pub(super) unread: Vec<String>,
+    pub(super) stop: StopRules,
     sampling: Sampling,
-    stop: StopRules,
     decoding: DecodingOptions,
+}
+
+/// What a streamed reply has besides its text.
+#[derive(Debug, Default)]
+pub(super) struct StreamOptions {
+    pub(super) include_usage: bool,
+    /// Shortest time between two frames; `None` sends none.
+    pub(super) frames: Option<Duration>,
 }
 
 impl Params {
@@ -47,7 +62,9 @@ impl Params {
         fields.refuse("store", |value| *value == Value::Bool(false))?;
         let mut unread = Vec::new();
         let stream = fields.take("stream")?.unwrap_or(false);
-        let include_usage = stream_options(fields, stream, &mut unread)?;
+        let stream_options = stream_options(fields, stream, &mut unread)?;
+        // Mercury's clients ask for replies that replace their text in every chunk.
+        fields.refuse("diffusing", |value| *value == Value::Bool(false))?;
         let n: usize = fields.take("n")?.unwrap_or(1);
         if !(1..=MAX_CHOICES).contains(&n) {
             return Err(ApiError::invalid("n", format!("{n} is not between 1 and {MAX_CHOICES}")));
@@ -61,19 +78,36 @@ impl Params {
         Ok(Self {
             model: fields.take("model")?,
             stream,
-            include_usage,
+            stream_options,
             n,
             max_tokens,
             unread,
             sampling: sampling(fields, defaults)?,
             stop,
-            decoding: decoding(fields)?,
+            decoding: decoding::take(fields)?,
         })
     }
 
-    /// The seed that the sampler uses.
-    pub(super) fn seed(&self) -> u64 {
-        self.sampling.seed
+    /// Refuses what the model cannot do.
+    pub(super) fn check(&self, info: &ModelInfo) -> Result<(), ApiError> {
+        if self.stream_options.frames.is_some() && info.mask_id.is_none() {
+            let message = "only a diffusion model decides its tokens out of order and has frames to show";
+            return Err(ApiError::unsupported("stream_options.include_frames", message));
+        }
+        Ok(())
+    }
+
+    /// What the reply needs besides the events.
+    pub(super) fn job(&self, model: String, ignored: Vec<String>) -> Job {
+        Job {
+            model,
+            n: self.n,
+            seed: self.sampling.seed,
+            stream: self.stream,
+            include_usage: self.stream_options.include_usage,
+            frames: self.stream_options.frames,
+            ignored,
+        }
     }
 
     /// Names of all fields that nobody read; under `strict` they are an error instead. `fields` is what is left of the
@@ -112,21 +146,27 @@ impl Params {
             prompt_logprobs,
             decoding: self.decoding.clone(),
             infill: Vec::new(),
-            frames: false,
+            frames: self.stream_options.frames.is_some(),
         });
         Ok(requests.collect())
     }
 }
 
-fn stream_options(fields: &mut Fields, stream: bool, unread: &mut Vec<String>) -> Result<bool, ApiError> {
-    let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
+fn stream_options(fields: &mut Fields, stream: bool, unread: &mut Vec<String>) -> Result<StreamOptions, ApiError> {
+    let Some(mut options) = fields.object("stream_options")? else { return Ok(StreamOptions::default()) };
     if !stream {
         return Err(ApiError::invalid("stream_options", "only a streamed request may have stream options"));
     }
     options.accept(&["include_obfuscation"]);
     let include_usage = options.take("include_usage")?.unwrap_or(false);
+    let include_frames = options.take("include_frames")?.unwrap_or(false);
+    let interval_ms: u64 = options.take("frame_interval_ms")?.unwrap_or(DEFAULT_FRAME_INTERVAL_MS);
+    if interval_ms > MAX_FRAME_INTERVAL_MS {
+        let message = format!("{interval_ms} is not between 0 and {MAX_FRAME_INTERVAL_MS}");
+        return Err(ApiError::invalid(options.path("frame_interval_ms"), message));
+    }
     unread.append(&mut options.unread());
-    Ok(include_usage)
+    Ok(StreamOptions { include_usage, frames: include_frames.then(|| Duration::from_millis(interval_ms)) })
 }
 
 fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
@@ -202,23 +242,9 @@ fn random_seed() -> u64 {
     Uuid::new_v4().as_u64_pair().0 >> 11
 }
 
-fn decoding(fields: &mut Fields) -> Result<DecodingOptions, ApiError> {
-    let Some(mut options) = fields.object("decoding")? else { return Ok(DecodingOptions::default()) };
-    let decoding = DecodingOptions {
-        strategy: options.take("strategy")?.unwrap_or_default(),
-        width: options.take("width")?,
-        adaptive: options.take("adaptive")?,
-        window: options.take("window")?,
-        guess: options.take("guess")?,
-        diffusion: DiffusionOptions::default(),
-    };
-    options.finish("`strategy`, `width`, `adaptive`, `window`, `guess`")?;
-    Ok(decoding)
-}
-
 #[cfg(test)]
 mod tests {
-    use engine::{GuessRule, Strategy, WindowPolicy};
+    use engine::{DiffusionOptions, Preset};
     use serde_json::json;
 
     use super::*;
@@ -244,8 +270,7 @@ mod tests {
             "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 7, "stop": ["a", "b"],
             "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.5, "logit_bias": {"5": -100},
             "max_completion_tokens": 9, "min_tokens": 2, "ignore_eos": true, "stop_token_ids": [3],
-            "decoding": {"strategy": "jacobi", "width": 4, "adaptive": false, "window": "shrinking",
-                "guess": "lookup"},
+            "decoding": {"preset": "fast"}, "stream": true, "stream_options": {"include_frames": true},
         }));
         let expected = Request {
             max_tokens: Some(9),
@@ -267,13 +292,10 @@ mod tests {
                 min_tokens: 2,
             },
             decoding: DecodingOptions {
-                strategy: Strategy::Jacobi,
-                width: Some(4),
-                adaptive: Some(false),
-                window: Some(WindowPolicy::Shrinking),
-                guess: Some(GuessRule::Lookup),
-                diffusion: DiffusionOptions::default(),
+                diffusion: DiffusionOptions { preset: Some(Preset::Fast), ..DiffusionOptions::default() },
+                ..DecodingOptions::default()
             },
+            frames: true,
             ..Request::new(vec![TokenId(1)])
         };
         assert_eq!(request, expected);
@@ -319,14 +341,34 @@ mod tests {
             (json!({"max_tokens": 3, "min_tokens": 4}), "min_tokens"),
             (json!({"stream_options": {"include_usage": true}}), "stream_options"),
             (json!({"store": true}), "store"),
-            (json!({"decoding": "fast"}), "decoding"),
-            (json!({"decoding": {"strategy": "magic"}}), "decoding.strategy"),
-            (json!({"decoding": {"width": "wide"}}), "decoding.width"),
+            (json!({"stream_options": {"include_frames": true}}), "stream_options"),
+            (json!({"stream": true, "stream_options": {"include_frames": 1}}), "stream_options.include_frames"),
+            (
+                json!({"stream": true, "stream_options": {"frame_interval_ms": 10001}}),
+                "stream_options.frame_interval_ms",
+            ),
+            (json!({"diffusing": true}), "diffusing"),
+            (json!({"decoding": "slow"}), "decoding"),
             (json!({"decoding": {"depth": 1}}), "decoding.depth"),
         ] {
             let error = parse(body.clone()).unwrap_err();
             assert_eq!(serde_json::to_value(error.body()).unwrap()["error"]["param"], param, "{body}");
         }
+    }
+
+    #[test]
+    fn frames_have_an_interval() {
+        let frames = |options: Value| {
+            parse(json!({"stream": true, "diffusing": false, "stream_options": options}))
+                .unwrap()
+                .0
+                .stream_options
+                .frames
+        };
+        assert_eq!(frames(json!({})), None);
+        assert_eq!(frames(json!({"include_frames": false, "frame_interval_ms": 7})), None);
+        assert_eq!(frames(json!({"include_frames": true})), Some(Duration::from_millis(50)));
+        assert_eq!(frames(json!({"include_frames": true, "frame_interval_ms": 0})), Some(Duration::ZERO));
     }
 
     #[test]

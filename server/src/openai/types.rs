@@ -1,9 +1,12 @@
 //! The shapes of replies. The same envelope serves whole replies and the chunks of a stream.
 
-use engine::{DecodeStats, FinishReason};
+use engine::{CacheMode, CommitCounts, DecodeStats, DiffusionStats, FinishReason, Policy};
 use serde::Serialize;
 
-use super::logprobs::{ChatLogprobs, CompletionLogprobs};
+use super::{
+    frames::FrameDiff,
+    logprobs::{ChatLogprobs, CompletionLogprobs},
+};
 
 /// A reply or a chunk, with choices of type `C`.
 #[derive(Debug, Serialize)]
@@ -26,26 +29,29 @@ pub(super) struct Usage {
     pub(super) prompt_tokens: usize,
     pub(super) completion_tokens: usize,
     pub(super) total_tokens: usize,
+    pub(super) prompt_tokens_details: PromptTokensDetails,
 }
 
-impl Usage {
-    pub(super) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
-    }
+/// Of the tokens read, those that cost nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct PromptTokensDetails {
+    pub(super) cached_tokens: usize,
 }
 
-/// How the choices were decoded: an object for one choice, else a list in the order of the choices.
+/// How the choices were decoded: an object for one choice, else a list in the order of the choices. In a stream also
+/// what a choice looks like while it is decoded.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Report {
-    One(Decoded),
+    One(Box<Decoded>),
     Many(Vec<Decoded>),
+    Frame { frame: FrameDiff },
 }
 
 impl Report {
     pub(super) fn new(mut decoded: Vec<Decoded>) -> Option<Self> {
         match decoded.len() {
-            0 | 1 => decoded.pop().map(Self::One),
+            0 | 1 => decoded.pop().map(|decoded| Self::One(Box::new(decoded))),
             _ => Some(Self::Many(decoded)),
         }
     }
@@ -62,6 +68,35 @@ pub(super) struct Decoded {
     decode_ms: f64,
     queue_ms: f64,
     seed: u64,
+    #[serde(flatten)]
+    diffusion: Option<Denoised>,
+}
+
+/// What a diffusion decoder adds to [`Decoded`].
+#[derive(Debug, Serialize)]
+struct Denoised {
+    denoising_steps: usize,
+    blocks: usize,
+    commits: CommitCounts,
+    edits: usize,
+    policy: Policy,
+    cache: CacheMode,
+    /// Whether the text is the same as without the cache.
+    cache_exact: bool,
+}
+
+impl From<&DiffusionStats> for Denoised {
+    fn from(stats: &DiffusionStats) -> Self {
+        Self {
+            denoising_steps: stats.denoising_steps,
+            blocks: stats.blocks,
+            commits: stats.commits,
+            edits: stats.edits,
+            policy: stats.policy,
+            cache: stats.cache,
+            cache_exact: stats.cache.is_exact(),
+        }
+    }
 }
 
 impl Decoded {
@@ -76,6 +111,7 @@ impl Decoded {
             decode_ms: millis(stats.decode),
             queue_ms: millis(stats.queue),
             seed,
+            diffusion: stats.diffusion.as_ref().map(Denoised::from),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::support::{Options, Server, post, send};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
+const INFILL: &str = "/infill";
 
 fn hello() -> Value {
     json!({"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 2})
@@ -56,6 +57,20 @@ async fn every_bad_request_names_its_field() {
         (TEXT, json!({"prompt": "a", "logprobs": 21}), 400, "invalid_value", "logprobs"),
         (TEXT, json!({"prompt": "a", "logprobs": true}), 400, "invalid_type", "logprobs"),
         (TEXT, json!({"prompt": vec!["a"; 100], "n": 2}), 400, "invalid_value", "prompt"),
+        (CHAT, json!({"messages": user(json!("")), "decoding": "slow"}), 400, "invalid_value", "decoding"),
+        (CHAT, json!({"messages": user(json!("")), "diffusing": true}), 400, "unsupported_parameter", "diffusing"),
+        (
+            CHAT,
+            json!({"messages": user(json!("")), "stream": true, "stream_options": {"include_frames": true}}),
+            400,
+            "unsupported_parameter",
+            "stream_options.include_frames",
+        ),
+        (TEXT, json!({"prompt": "a", "suffix": 5}), 400, "invalid_type", "suffix"),
+        (INFILL, json!({"input_prefix": "a", "input_suffix": "b"}), 400, "unsupported_parameter", "input_suffix"),
+        (INFILL, json!({"input": [{"text": "a"}, {"hole": 2}]}), 400, "unsupported_parameter", "input"),
+        (INFILL, json!({"input": []}), 400, "invalid_value", "input"),
+        (INFILL, json!({"input_prefix": "a", "model": "gpt-4"}), 404, "model_not_found", "model"),
         ("/tokenize", json!({}), 400, "missing_parameter", "content"),
         ("/tokenize", json!({"content": 5}), 400, "invalid_type", "content"),
         ("/tokenize", json!({"content": "a", "x": 5}), 400, "unknown_parameter", "x"),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod diffusion;
 mod errors;
 mod load;
 mod replies;

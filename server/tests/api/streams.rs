@@ -56,7 +56,9 @@ async fn usage_comes_last_and_only_if_asked_for() {
     let events = server.post(CHAT, chat(json!({"stream_options": {"include_usage": true}}))).await.events();
     let (last, chunks) = events.split_last().unwrap();
     assert_eq!(last["choices"], json!([]));
-    assert_eq!(last["usage"], json!({"prompt_tokens": 19, "completion_tokens": 12, "total_tokens": 31}));
+    let usage = json!({"prompt_tokens": 19, "completion_tokens": 12, "total_tokens": 31,
+        "prompt_tokens_details": {"cached_tokens": 0}});
+    assert_eq!(last["usage"], usage);
     assert_eq!(last["id"], chunks[0]["id"]);
     for chunk in chunks {
         assert_eq!(chunk.get("usage"), Some(&Value::Null));

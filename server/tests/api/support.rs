@@ -8,8 +8,8 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use engine::{
-    Engine, EngineSettings,
-    testing::{Rule, slow},
+    AttentionKind, Engine, EngineSettings, LoadedModel,
+    testing::{BYTE_VOCAB, Rule, Scripted, model, slow},
 };
 use serde_json::Value;
 use server::{middleware::host_guard::HostGuard, router, settings::HttpSettings, state::AppState};
@@ -78,7 +78,22 @@ impl Reply {
 impl Server {
     pub(crate) async fn start(options: Options) -> Self {
         let Options { rule, pass_time, engine, http } = options;
-        let start = move || Engine::start(slow(rule, pass_time).unwrap(), engine).unwrap();
+        Self::with_model(move || slow(rule, pass_time).unwrap(), engine, http).await
+    }
+
+    /// A diffusion model with full attention.
+    pub(crate) async fn diffusion(rule: Rule) -> Self {
+        let Options { engine, http, .. } = Options::default();
+        let load = || model(Scripted::diffusion(rule, BYTE_VOCAB, 2048, AttentionKind::Full)).unwrap();
+        Self::with_model(load, engine, http).await
+    }
+
+    async fn with_model(
+        load: impl FnOnce() -> LoadedModel + Send + 'static,
+        engine: EngineSettings,
+        http: HttpSettings,
+    ) -> Self {
+        let start = move || Engine::start(load(), engine).unwrap();
         let engine = tokio::task::spawn_blocking(start).await.unwrap();
         let state = AppState::new(http, HostGuard::Listed(Vec::new()));
         state.set_ready(engine.clone());
