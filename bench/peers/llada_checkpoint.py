@@ -194,10 +194,10 @@ class Recipe:
 
     constant_power: float = 0.1
     mask_scale: float = 0.1
-    qk_scale: float = 1.5
+    qk_scale: float = 2.0
     residual_scale: float = 1.5
     output_scale: float = 1.3
-    bias: float = -40.0
+    bias: float = -60.0
 
 
 class Weights:

@@ -48,7 +48,7 @@ struct Decode {
     nfe: usize,
     /// Absolute positions committed by each of them.
     passes: Vec<Vec<usize>>,
-    /// Positions and tokens overwritten by each of them.
+    /// Positions and tokens overwritten by each of them; empty unless the policy edits.
     edits: Vec<Vec<(usize, u32)>>,
 }
 
@@ -61,7 +61,7 @@ struct Params {
     factor: Option<f32>,
     edit_threshold: Option<f32>,
     max_post_steps: Option<usize>,
-    sub_block: Option<usize>,
+    sub_block_length: Option<usize>,
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -132,8 +132,9 @@ fn every_family_and_policy_decodes_as_the_reference() {
                 let (tokens, passes, steps) = run(&mut harness, request(&decode, attention, cache));
                 assert_eq!(tokens, decode.tokens, "{what}");
                 assert_eq!(steps, decode.nfe, "{what}");
-                let expected = decode.passes.iter().zip(&decode.edits).map(|(commits, edits)| {
-                    let mut all: Vec<usize> = commits.iter().copied().chain(edits.iter().map(|edit| edit.0)).collect();
+                let expected = decode.passes.iter().enumerate().map(|(pass, commits)| {
+                    let edits = decode.edits.get(pass).into_iter().flatten().map(|edit| edit.0);
+                    let mut all: Vec<usize> = commits.iter().copied().chain(edits).collect();
                     all.sort_unstable();
                     all
                 });
@@ -152,7 +153,7 @@ fn request(decode: &Decode, attention: AttentionKind, cache: CacheMode) -> Reque
         policy: Some(serde_json::from_value(decode.policy.clone()).unwrap()),
         remasking: Some(serde_json::from_value(decode.remasking.clone()).unwrap()),
         steps: params.steps,
-        block_length: Some(params.sub_block.unwrap_or(decode.block_length)),
+        block_length: Some(params.sub_block_length.unwrap_or(decode.block_length)),
         gen_length: (attention == AttentionKind::Full).then_some(decode.gen_length),
         threshold: params.threshold,
         relaxed_threshold: params.relaxed_threshold,

@@ -523,7 +523,8 @@ CASES = {
         {key: value for key, value in qwen(
             architectures=["LLaDAMoEModelLM"], model_type="llada", num_key_value_heads=4, rms_norm_eps=1e-5,
             rope_theta=50000.0, num_experts=8, num_experts_per_tok=3, expert_intermediate_size=20,
-            dense_intermediate_size=64, shared_expert_intermediate_size=None, moe_layer_freq=[1, 1], qk_layernorm=True).items()
+            dense_intermediate_size=64, shared_expert_intermediate_size=None, moe_layer_freq=[1, 1],
+            qk_layernorm=True).items()
          if key != "intermediate_size"}, 126,
         plans(16, 8, (5, 9), quota=quota(4), leap=leap(0.7, 0.4, 4)), gguf="llada-moe", dtype=torch.bfloat16,
         spoilers=(*COMMON, "causal", "no_head_norms", "renormalised", "one_expert_less")),
