@@ -54,7 +54,7 @@ pub(crate) struct CanvasArgs {
     /// Relaxed threshold of LocalLeap instead of the model's.
     #[arg(long)]
     relaxed_threshold: Option<f32>,
-    /// Only these runs: quota, quota_dual, local_leap, local_leap_prefix, local_leap_dual.
+    /// Only these runs: quota, quota_sequential, quota_dual, local_leap, local_leap_prefix, local_leap_dual.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Path of llama.cpp's `llama-diffusion-cli`, to be measured in the same rounds; `--model` must be a GGUF file.
@@ -167,9 +167,9 @@ fn contenders(args: &CanvasArgs) -> Vec<Contender> {
         early_stop: Some(EarlyStop::None),
         ..DiffusionOptions::default()
     };
-    let quota = |cache| DiffusionOptions {
+    let quota = |cache, remasking| DiffusionOptions {
         policy: Some(Policy::Quota),
-        remasking: Some(Remasking::LowConfidence),
+        remasking: Some(remasking),
         steps: Some(args.steps),
         cache: Some(cache),
         ..base()
@@ -182,8 +182,9 @@ fn contenders(args: &CanvasArgs) -> Vec<Contender> {
         ..base()
     };
     let all = [
-        Contender { name: "quota", options: quota(CacheMode::None) },
-        Contender { name: "quota_dual", options: quota(CacheMode::Dual) },
+        Contender { name: "quota", options: quota(CacheMode::None, Remasking::LowConfidence) },
+        Contender { name: "quota_sequential", options: quota(CacheMode::None, Remasking::Sequential) },
+        Contender { name: "quota_dual", options: quota(CacheMode::Dual, Remasking::LowConfidence) },
         Contender { name: "local_leap", options: local_leap(CacheMode::None) },
         Contender { name: "local_leap_prefix", options: local_leap(CacheMode::Prefix) },
         Contender { name: "local_leap_dual", options: local_leap(CacheMode::Dual) },
@@ -303,19 +304,15 @@ fn summary(args: &CanvasArgs, raw: &Raw, contenders: &[Contender]) -> String {
             median(&seconds),
         ));
     }
-    text.push_str(&llama_diffusion::summary(&raw.peer, &quota_steps(raw), &quota_text(raw)));
+    let is_same = |run: &&Run| run.name == "quota_sequential" || run.name == "quota";
+    let steps = raw.runs.iter().filter(is_same).filter_map(|run| Summary::of(&run.full_step_seconds));
+    let per_round: Vec<f64> = steps.map(|summary| summary.median).collect();
+    let text_of = raw.runs.iter().find(|run| run.name == "quota_sequential" && run.finished);
+    // One of the two runs of each round, in the order of the rounds.
+    let stride = (per_round.len() / raw.peer.len().max(1)).max(1);
+    let per_round: Vec<f64> = per_round.into_iter().step_by(stride).collect();
+    text.push_str(&llama_diffusion::summary(&raw.peer, &per_round, text_of.map(|run| run.text.as_str())));
     text
-}
-
-/// Median seconds of a quota step of each round.
-fn quota_steps(raw: &Raw) -> Vec<f64> {
-    let quota = raw.runs.iter().filter(|run| run.name == "quota");
-    quota.filter_map(|run| Summary::of(&run.full_step_seconds)).map(|summary| summary.median).collect()
-}
-
-/// What the quota wrote, if it got to the end.
-fn quota_text(raw: &Raw) -> Option<String> {
-    raw.runs.iter().find(|run| run.name == "quota" && run.finished).map(|run| run.text.clone())
 }
 
 fn spread(values: &[f64]) -> String {

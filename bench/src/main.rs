@@ -1,12 +1,15 @@
 //! `leapfrog-bench`: how fast a model decodes.
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
-//! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model. `soak` drives a running server with many clients that come and go.
+//! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
+//! `canvas` times denoising steps. `soak` drives a running server with many clients that come and go.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
+mod canvas;
 mod hardware;
 mod llama;
+mod llama_diffusion;
 mod prompts;
 mod report;
 mod soak;
@@ -34,6 +37,8 @@ enum Command {
     Speed(speed::SpeedArgs),
     /// Compares Jacobi with AR on a real model: texts, passes, company; fails on the first kind of difference.
     Verify(verify::VerifyArgs),
+    /// Denoising steps of a diffusion model, by policy and cache; llama.cpp beside it if its path is given.
+    Canvas(canvas::CanvasArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
 }
@@ -42,6 +47,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Speed(args) => speed::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Canvas(args) => canvas::run(&args),
         Command::Soak(args) => soak::run(&args),
     }
 }

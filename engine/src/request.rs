@@ -388,6 +388,13 @@ impl Request {
         if self.stop.strings.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_LEN) {
             return invalid("stop", format!("a stop string has 1 to {MAX_STOP_LEN} bytes"));
         }
+        let holes: Vec<usize> = self.infill.iter().filter_map(InfillPart::slots).collect();
+        if !self.infill.is_empty() && (holes.is_empty() || holes.contains(&0)) {
+            return invalid("infill", "there must be holes, and each has at least one slot".into());
+        }
+        if holes.len() > 1 && !self.stop.strings.is_empty() {
+            return invalid("stop", "a text with several holes has no end that a string could mark".into());
+        }
         if self.decoding.width.is_some_and(|width| !(1..=MAX_WIDTH).contains(&width)) {
             return invalid("decoding.width", format!("the width is between 1 and {MAX_WIDTH}"));
         }

@@ -171,6 +171,7 @@ impl Sequence {
     }
 
     /// Prompt and committed tokens.
+    #[cfg(feature = "testing")]
     pub(crate) fn num_tokens(&self) -> usize {
         self.tokens.len()
     }

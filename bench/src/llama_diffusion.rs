@@ -1,0 +1,114 @@
+//! llama.cpp's example for diffusion models, run as a child process.
+//!
+//! It has no cache and one schedule per block. With `--top-k 1` it is greedy, and its confidence, taken behind the
+//! filter, is 1 for every slot; ties go to the smaller position, so its quota works from left to right. Our policy
+//! `quota` with the ranking `sequential` is the same rule.
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+
+use crate::stats::Summary;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) program: PathBuf,
+    pub(crate) model: PathBuf,
+    pub(crate) prompt: String,
+    pub(crate) canvas: usize,
+    pub(crate) block: usize,
+    /// Steps of the whole canvas.
+    pub(crate) steps: usize,
+}
+
+/// One run of it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PeerRun {
+    /// Mean seconds of a forward pass with its sampling.
+    pub(crate) step_seconds: f64,
+    /// Forward passes.
+    pub(crate) steps: usize,
+    /// Of the process, loading included.
+    pub(crate) seconds: f64,
+    pub(crate) text: String,
+}
+
+/// Runs the program once. Its canvas length counts the prompt, and its number of blocks is that length over the block
+/// length, so a prompt adds blocks that are empty: they get steps, of which one runs.
+pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::Result<PeerRun> {
+    let length = prompt_tokens + peer.canvas;
+    ensure!(
+        length.is_multiple_of(peer.block) && peer.canvas.is_multiple_of(peer.block),
+        "llama-diffusion-cli wants prompt ({prompt_tokens} tokens) plus canvas ({}) in whole blocks of {}",
+        peer.canvas,
+        peer.block
+    );
+    let (blocks, all_blocks) = (peer.canvas / peer.block, length / peer.block);
+    ensure!(peer.steps.is_multiple_of(blocks), "{} steps do not divide over {blocks} blocks", peer.steps);
+    let asked_steps = peer.steps / blocks * all_blocks;
+    let number = |value: usize| value.to_string();
+    let began = Instant::now();
+    let output = Command::new(&peer.program)
+        .arg("-m")
+        .arg(&peer.model)
+        .args(["-p", &peer.prompt])
+        .args(["-c", &number(length), "-b", &number(length), "-ub", &number(length), "-t", &number(threads)])
+        .args(["--diffusion-steps", &number(asked_steps), "--diffusion-block-length", &number(peer.block)])
+        .args(["--diffusion-eps", "0", "--diffusion-algorithm", "4"])
+        .args(["--temp", "0", "--top-k", "1", "--top-p", "1.0", "--seed", "1"])
+        .output()
+        .with_context(|| format!("cannot run {}", peer.program.display()))?;
+    let seconds = began.elapsed().as_secs_f64();
+    // What is logged, and where to, differs between builds.
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    ensure!(output.status.success(), "{} failed: {}", peer.program.display(), said[1].trim());
+    let (line, rest) = said
+        .iter()
+        .find_map(|text| text.split_once("\ntotal time: "))
+        .and_then(|(_, rest)| rest.split_once('\n'))
+        .context("llama-diffusion-cli did not print its times")?;
+    let total_ms: f64 = line.split("ms").next().unwrap_or_default().trim().parse().context("the total time")?;
+    // Passes that ran: all of the blocks with masks, one of each empty block.
+    let steps = peer.steps + (all_blocks - blocks);
+    let text = rest.strip_prefix('\n').unwrap_or(rest);
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    Ok(PeerRun { step_seconds: total_ms / 1e3 / steps as f64, steps, seconds, text: text.to_owned() })
+}
+
+/// The comparison, as lines below the table; empty without runs.
+pub(crate) fn summary(runs: &[PeerRun], our_steps: &[f64], our_text: Option<&str>) -> String {
+    let theirs: Vec<f64> = runs.iter().map(|run| run.step_seconds).collect();
+    let ratios: Vec<f64> = theirs.iter().zip(our_steps).map(|(theirs, ours)| theirs / ours).collect();
+    let (Some(step), Some(ratio)) = (Summary::of(&theirs), Summary::of(&ratios)) else { return String::new() };
+    let same = match (our_text, runs.first()) {
+        (Some(ours), Some(run)) if ours == run.text => "the same text",
+        (Some(_), Some(_)) => "ANOTHER text",
+        _ => "its text was not compared",
+    };
+    format!(
+        "\nllama.cpp (`llama-diffusion-cli`, greedy, quota from left to right): {:.3} s per step ({:.3}-{:.3}), \
+         x {:.2} ({:.2}-{:.2}) of ours without a cache; {same} as quota_sequential\n",
+        step.median, step.min, step.max, ratio.median, ratio.min, ratio.max
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_paired_and_texts_compared() {
+        let run = |step_seconds, text: &str| PeerRun { step_seconds, steps: 8, seconds: 1.0, text: text.into() };
+        let runs = [run(2.0, "ab"), run(3.0, "ab")];
+        let told = summary(&runs, &[1.0, 1.0], Some("ab"));
+        assert!(told.contains("x 2.50 (2.00-3.00)") && told.contains("the same text"), "{told}");
+        assert!(summary(&runs, &[1.0, 1.0], Some("ac")).contains("ANOTHER text"));
+        assert!(summary(&[], &[], None).is_empty());
+    }
+}
