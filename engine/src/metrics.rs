@@ -105,6 +105,7 @@ pub(crate) struct Metrics {
     pub(crate) shared_prefix_tokens: Counter,
     pub(crate) preemptions: Counter,
     pub(crate) pages_used: Gauge,
+    pub(crate) pages_cached: Gauge,
     pub(crate) pages_total: Gauge,
 }
 
@@ -145,6 +146,7 @@ impl Metrics {
             shared_prefix_tokens: Counter::default(),
             preemptions: Counter::default(),
             pages_used: Gauge::default(),
+            pages_cached: Gauge::default(),
             pages_total: Gauge::default(),
         }
     }
@@ -197,6 +199,11 @@ impl Metrics {
         );
         engine.register("preemptions", "Sequences that gave up their KV pages to others", self.preemptions.clone());
         engine.register("kv_pages_used", "KV pages in use", self.pages_used.clone());
+        engine.register(
+            "kv_pages_cached",
+            "KV pages that nobody uses and whose content can still be shared",
+            self.pages_cached.clone(),
+        );
         engine.register("kv_pages", "KV pages in all", self.pages_total.clone());
     }
 

@@ -194,12 +194,47 @@ impl Sequence {
         }
     }
 
-    /// Takes the pages that it keeps to the end. False, and nothing changes, if they are not free.
-    pub(crate) fn enter(&mut self) -> bool {
-        match self.kv_use {
-            KvUse::Fixed(len) => self.lease.reserve(len).is_ok(),
-            KvUse::Growing { .. } | KvUse::Scratch => true,
+    /// Takes the pages that it needs to go on: those of an equal beginning that are cached, and those that it keeps to
+    /// the end. False, and nothing is taken, if fewer than `needed` pages would be free for the rest.
+    pub(crate) fn enter(&mut self, needed: usize, num_free: impl Fn() -> usize) -> bool {
+        let adopted = self.adopt();
+        let missing = needed.saturating_sub(self.lease.table().pages().len());
+        let kept = match self.kv_use {
+            KvUse::Fixed(len) => len,
+            KvUse::Growing { .. } | KvUse::Scratch => 0,
+        };
+        if num_free() < missing || self.lease.reserve(kept).is_err() {
+            self.preempt();
+            return false;
         }
+        if !self.has_begun() {
+            self.stats.cached_tokens = adopted;
+        }
+        true
+    }
+
+    /// Takes over what earlier sequences computed for the same beginning; the number of positions.
+    fn adopt(&mut self) -> usize {
+        // The rows of a prompt that is scored must be fed.
+        match self.kv_use {
+            KvUse::Growing { border: Some(border) } if self.prompt_sent => {
+                self.lease.adopt_prefix(self.decoder.shareable(&self.tokens), border)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Lets others find what is valid and final.
+    fn publish(&mut self) {
+        if let KvUse::Growing { border: Some(border) } = self.kv_use {
+            let num_final = self.lease.table().len().min(self.tokens.len());
+            self.lease.publish(&self.tokens[..num_final], border);
+        }
+    }
+
+    /// Prompt tokens that it did not have to read.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.stats.cached_tokens
     }
 
     /// Whether nothing is left to do but to report.
@@ -292,6 +327,7 @@ impl Sequence {
         if !matches!(self.kv_use, KvUse::Fixed(_)) {
             self.lease.shrink();
         }
+        self.publish();
         if let Some(canvas) = &outcome.canvas {
             self.frame(canvas, outcome.commits.len())?;
         }

@@ -132,6 +132,7 @@ impl Worker {
     fn gauges(&self) {
         self.metrics.running.set(self.running.len() as i64);
         self.metrics.waiting.set(self.waiting.len() as i64);
+        self.metrics.pages_cached.set(self.pool.num_cached() as i64);
         self.metrics.pages_used.set((self.pool.num_pages() - self.pool.num_free()) as i64);
     }
 
@@ -160,13 +161,18 @@ impl Worker {
             let Some(sequence) = self.waiting.front_mut() else { return };
             // Whoever enters must have the pages that it needs, or it would be preempted at once and read its tokens in
             // vain. Alone it always fits. First come, first served.
-            let needed = sequence.pages_to_enter(PAGE_LEN).min(self.pool.num_pages());
-            if (self.pool.num_free() < needed && !self.running.is_empty()) || !sequence.enter() {
+            let needed = match self.running.is_empty() {
+                true => 0,
+                false => sequence.pages_to_enter(PAGE_LEN).min(self.pool.num_pages()),
+            };
+            let pool = &self.pool;
+            if !sequence.enter(needed, || pool.num_free()) {
                 return;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { return };
             if !sequence.has_begun() {
                 sequence.begin();
+                self.metrics.shared_prefix_tokens.inc_by(sequence.cached_tokens() as u64);
                 self.metrics.queue_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
                 let labels = TokenLabels { kind: TokenKind::Prompt };
                 self.metrics.tokens.get_or_create(&labels).inc_by(sequence.prompt_len() as u64);

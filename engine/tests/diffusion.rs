@@ -318,6 +318,49 @@ fn holes_have_texts_of_their_own() {
 }
 
 #[test]
+fn equal_beginnings_are_read_once() {
+    let tokens: Vec<u32> = (0..100).collect();
+    let ar = DecodingOptions { strategy: Strategy::Ar, ..DecodingOptions::default() };
+    let causal = || model(Scripted::causal(Rule::Hash { seed: 7 }, BYTE_VOCAB, 512)).unwrap();
+    let units = |alignment| {
+        let backbone = Scripted::diffusion(Rule::Hash { seed: 7 }, BYTE_VOCAB, 512, blocks(8)).with_alignment(alignment);
+        model(backbone).unwrap()
+    };
+    let cases: [(&dyn Fn() -> engine::LoadedModel, DecodingOptions, usize); 3] = [
+        (&causal, ar, 96),
+        (&|| units(LogitAlignment::SameSlot), DecodingOptions::default(), 96),
+        (&|| units(LogitAlignment::NextSlot), DecodingOptions::default(), 96),
+    ];
+    for (make, decoding, shared) in cases {
+        let ask = |prompt: &[u32]| Request { decoding: decoding.clone(), ..request(prompt, 30, DiffusionOptions::default()) };
+        let fresh = |prompt: &[u32]| Harness::new(make(), settings()).unwrap().run_one(ask(prompt)).tokens;
+        let mut harness = Harness::new(make(), settings()).unwrap();
+        let cached = |transcript: &Transcript| transcript.finish().unwrap().stats.cached_tokens;
+        let first = harness.run_one(ask(&tokens));
+        assert_eq!((cached(&first), &first.tokens), (0, &fresh(&tokens)));
+        let again = harness.run_one(ask(&tokens));
+        assert_eq!((cached(&again), &again.tokens), (shared, &first.tokens));
+        // Another end, and a beginning that ends within a page.
+        let other: Vec<u32> = tokens[..70].iter().copied().chain([200, 201]).collect();
+        let other_text = harness.run_one(ask(&other));
+        assert_eq!((cached(&other_text), &other_text.tokens), (64, &fresh(&other)));
+        // The next turn of a chat: what was generated is shared too.
+        let turn: Vec<u32> = tokens.iter().copied().chain(first.tokens.iter().map(|token| token.0)).collect();
+        let turn: Vec<u32> = turn.into_iter().chain([203; 9]).collect();
+        let next = harness.run_one(ask(&turn));
+        assert_eq!(next.tokens, fresh(&turn));
+        assert!(cached(&next) >= shared);
+        assert_eq!(harness.pages_used(), 0);
+    }
+    // A whole canvas depends on all of its tokens: nothing is shared.
+    let mut whole = harness(FULL);
+    for _ in 0..2 {
+        let transcript = whole.run_one(request(&tokens, 8, options()));
+        assert_eq!(transcript.finish().unwrap().stats.cached_tokens, 0);
+    }
+}
+
+#[test]
 fn a_client_that_leaves_frees_its_canvas_within_one_step() {
     let mut harness = harness(FULL);
     let stream = harness.submit(request(&[1; 50], 200, DiffusionOptions::default()));

@@ -17,6 +17,7 @@ fn jacobi(width: usize, window: WindowPolicy, guess: GuessRule) -> DecodingOptio
         adaptive: Some(false),
         window: Some(window),
         guess: Some(guess),
+        ..DecodingOptions::default()
     }
 }
 

@@ -48,7 +48,7 @@ pub trait Decoder: Send {
 
     /// How the sequence uses its KV pages; asked once, at the start.
     fn kv_use(&self) -> KvUse {
-        KvUse::Growing { border: 1 }
+        KvUse::Growing { border: Some(1) }
     }
 
     /// Tokens that one who reads `tokens` anew may take from a cache of shared prefixes, for [`KvUse::Growing`]. The
@@ -74,8 +74,8 @@ pub enum KvUse {
     /// Valid positions are exact and grow with the text. They can be computed again at any time, and those before a
     /// multiple of `border` positions can be shared with sequences that begin alike.
     Growing {
-        /// At least 1.
-        border: usize,
+        /// At least 1; `None` if nothing can be shared.
+        border: Option<usize>,
     },
     /// Nothing stays valid from one pass to the next.
     Scratch,

@@ -49,6 +49,7 @@ impl PagePool {
     }
 
     /// Forgets the cached pages that nobody uses. Pages in use stay published.
+    #[cfg(test)]
     pub(crate) fn clear_cache(&self) {
         let mut state = self.lock();
         while state.evict() {}

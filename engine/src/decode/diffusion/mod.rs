@@ -332,9 +332,9 @@ impl Decoder for Diffusion {
             (Shape::Whole { .. }, ..) => KvUse::Fixed(self.canvas.tokens().len()),
             // Pages begin at position 0, and so must the blocks of what is shared.
             (Shape::Units { unit_len, origin: 0, .. }, CacheMode::Block, AttentionKind::BlockCausal { .. }) => {
-                KvUse::Growing { border: unit_len }
+                KvUse::Growing { border: Some(unit_len) }
             }
-            (Shape::Units { .. }, CacheMode::Block, _) => KvUse::Growing { border: usize::MAX },
+            (Shape::Units { .. }, CacheMode::Block, _) => KvUse::Growing { border: None },
             (Shape::Units { .. }, ..) => KvUse::Scratch,
         }
     }
