@@ -7,7 +7,7 @@
 //! | [`attention`] | `[rows, heads, head_dim]` over pages `-> [rows, heads * head_dim]` | `ops/attention/reference.rs` |
 //! | [`swiglu`] | `[rows, 2 * ffn] -> [rows, ffn]` | `ops/swiglu/reference.rs` |
 //! | [`rms_norm`] | `[.., dim] -> [.., dim]` | `ops/rms_norm/reference.rs` |
-//! | [`rope`] | `[rows, heads, head_dim]`, same shape out | `ops/rope/reference.rs` |
+//! | [`rope`] | `[rows, heads, head_dim]`, same shape out; all features of a head or its first ones | `ops/rope/reference.rs` |
 //!
 //! # Row invariance
 //!
@@ -38,7 +38,7 @@ pub mod reference {
         attention::reference::{HeadShape, attention, write_kv},
         linear::reference::linear,
         rms_norm::reference::rms_norm,
-        rope::reference::rope,
+        rope::reference::{RopeShape, rope},
         swiglu::reference::swiglu,
     };
 }

@@ -103,6 +103,46 @@ pub enum ModelError {
         /// What is supported.
         supported: &'static str,
     },
+    /// A family that was published with full and with block-causal attention, and nothing says which this is.
+    #[error(
+        "{origin}: models of this family attend in full (mdlm) or by blocks (bd3lm); neither the config nor the name \
+         `{id}` says which, so give --attention full or --attention block_causal"
+    )]
+    AttentionUnknown {
+        /// The config.
+        origin: String,
+        /// What the source calls the model.
+        id: String,
+    },
+    /// A diffusion model whose mask token nothing names.
+    #[error(
+        "{origin} names no mask token: there is no `mask_token_id` in the config, no `mask_token` in the tokenizer, and \
+         the usual one of {family} models is not in the vocabulary; give --mask-id"
+    )]
+    NoMaskToken {
+        /// The file or folder.
+        origin: String,
+        /// The family.
+        family: &'static str,
+    },
+    /// A mask token that the model has no embedding for.
+    #[error("the mask token {} ({place}) is outside the model's {vocab_size} embeddings", token.0)]
+    MaskOutOfRange {
+        /// The token.
+        token: TokenId,
+        /// What names it.
+        place: &'static str,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A mask token that ordinary text is spelled with.
+    #[error("the mask token {} is `{spelling}`, which ordinary text is spelled with", token.0)]
+    MaskIsText {
+        /// The token.
+        token: TokenId,
+        /// Its spelling in the vocabulary.
+        spelling: String,
+    },
     /// A known kind of model with a setting that is not implemented.
     #[error("{origin}: `{field}` is {value}, which is not supported; supported: {supported}")]
     Unsupported {

@@ -4,12 +4,28 @@
 //! | module | holds |
 //! |---|---|
 //! | [`backbone`] | the trait, its batch and its logits |
-//! | [`arch`] | the families |
+//! | [`arch`] | the wiring of the layers |
 //! | [`kv`] | pages of keys and values; no policy |
-//! | [`config`] | a causal model's config, checked |
+//! | [`config`] | a model's config, checked, and what its family fixes |
 //! | [`loader`] | weights by name, packed for the kernels |
 //! | [`source`] | folders, GGUF files and the Hub; [`source::load`] puts a model together |
 //! | [`text`] | tokenizer and chat template |
+//!
+//! The families, by the name in [`BackboneSpec::family`]. A row scores the slot after it ("next") or its own ("same").
+//!
+//! | family | `architectures` | attention | scores | GGUF |
+//! |---|---|---|---|---|
+//! | `llama` | `LlamaForCausalLM`, `MistralForCausalLM` | causal | next | `llama` |
+//! | `qwen2` | `Qwen2ForCausalLM` | causal | next | `qwen2` |
+//! | `qwen3` | `Qwen3ForCausalLM` | causal | next | `qwen3` |
+//! | `llada` | `LLaDAModelLM` | full | same | `llada` |
+//! | `illada` | `ILLaDAForCausalLM` | full | same | |
+//! | `dream` | `DreamModel` | full | next | `dream` |
+//! | `sdar` | `SDARForCausalLM` | blocks of 4, or as the config says | same | |
+//! | `fast_dllm_v2` | `Fast_dLLM_QwenForCausalLM` | blocks of 32, or as the config says | next | |
+//! | `a2d` | `A2DQwen3LMHeadModel`, `A2DQwen2LMHeadModel`, `A2DLlamaLMHeadModel` | full (mdlm) or blocks of 32 from the end of the prompt (bd3lm) | same | |
+//! | `llada_moe` | `LLaDAMoEModel`, `LLaDAMoEModelLM` | full | same | `llada-moe` |
+//! | `llada2` | `LLaDA2MoeModelLM` | blocks of 32 | same | |
 
 pub mod arch;
 pub mod backbone;
@@ -27,13 +43,14 @@ pub mod source;
 pub mod text;
 
 pub use backbone::{
-    AttentionKind, Backbone, BackboneSpec, BlockOrigin, ForwardBatch, KvLayout, LogitAlignment, Logits, Segment, Visibility,
+    AttentionKind, Backbone, BackboneSpec, BlockOrigin, ForwardBatch, KvLayout, LogitAlignment, Logits, Segment,
+    Visibility,
 };
-pub use config::{CausalConfig, Family, RopeScaling};
+pub use config::{AttentionChoice, ConfigHints, Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{LoadSummary, Quantize, WeightStore};
-pub use source::{AttentionChoice, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
+pub use source::{GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
 pub use text::{ChatTemplate, Tokenizer};
 
 /// Index of a token in the model's vocabulary.

@@ -17,7 +17,11 @@ use kernels::{GgmlType, PackedLinear};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use crate::{CausalConfig, ModelError, source::memory};
+use crate::{
+    ModelConfig, ModelError,
+    config::{Names, is_router},
+    source::memory,
+};
 
 /// Rows that one task quantises; small enough to share out, large enough to amortise the call.
 const QUANTIZE_ROWS: usize = 64;
@@ -126,6 +130,7 @@ pub struct WeightStore {
     quantize: Option<Quantize>,
     interleaved: Option<Interleaved>,
     family: &'static str,
+    names: &'static Names,
     tied: bool,
     num_fallbacks: usize,
     formats: BTreeMap<String, FormatUse>,
@@ -155,7 +160,7 @@ impl WeightStore {
         origin: String,
         files: Vec<FileBytes>,
         tensors: HashMap<String, TensorEntry>,
-        config: &CausalConfig,
+        config: &ModelConfig,
         quantize: Option<Quantize>,
     ) -> Self {
         Self {
@@ -165,6 +170,7 @@ impl WeightStore {
             quantize,
             interleaved: None,
             family: config.family.name(),
+            names: config.names,
             tied: config.tie_embeddings,
             num_fallbacks: 0,
             formats: BTreeMap::new(),
@@ -188,19 +194,16 @@ impl WeightStore {
         let entry = self.take(&full_name, &[out, inp])?;
         let reordered = self.reordered(name, &entry, inp)?;
         let bytes = reordered.as_deref().unwrap_or(&self.files[entry.file][entry.bytes.clone()]);
-        let target = self.target(entry.stored, inp);
+        let target = self.target(&full_name, entry.stored, inp);
         let packed = match target {
             _ if target == entry.stored => PackedLinear::from_ggml(target, bytes, out, inp)?,
             GgmlType::F32 => PackedLinear::from_f32(&to_f32(entry.stored, bytes)?, out, inp)?,
-            _ => {
-                let blocks = quantize_rows(&to_f32(entry.stored, bytes)?, inp, target)?;
-                PackedLinear::from_ggml(target, &blocks, out, inp)?
-            }
+            _ => PackedLinear::from_ggml(target, &quantize_rows(entry.stored, bytes, inp, target)?, out, inp)?,
         };
         if self.quantize == Some(Quantize::Q4K) && target == GgmlType::Q8_0 {
             self.num_fallbacks += 1;
         }
-        self.note(entry.stored, target, packed_bytes(target, inp) * out);
+        self.note(entry.stored, target, packed.weight_bytes());
         Ok(packed)
     }
 
@@ -225,7 +228,7 @@ impl WeightStore {
 
     /// Refuses tensors that nobody read, and logs what was loaded.
     pub fn finish(self) -> Result<LoadSummary, ModelError> {
-        let is_expected = |name: &&str| is_derived(name) || (self.tied && *name == HEAD);
+        let is_expected = |name: &&str| is_derived(name) || self.is_double(name);
         let mut unused: Vec<&str> = self.left.keys().map(String::as_str).filter(|name| !is_expected(name)).collect();
         if !unused.is_empty() {
             unused.sort_unstable();
@@ -257,24 +260,41 @@ impl WeightStore {
         }
     }
 
-    /// Bytes of the packed weights plus the largest tensor in f32, which conversion needs beside them.
+    /// Bytes of the packed weights plus the most that the conversion of one tensor needs beside them. Tensors are read
+    /// one after the other out of a mapped file, which needs no memory of its own.
     pub fn needed_bytes(&self) -> u64 {
         let mut packed = 0u64;
         let mut scratch = 0u64;
-        for (name, entry) in &self.left {
+        for (name, entry) in self.left.iter().filter(|(name, _)| !self.is_double(name)) {
             let row_len = entry.shape.last().copied().unwrap_or(0);
-            let num_rows: usize = entry.shape.iter().rev().skip(1).product();
-            if self.tied && name == HEAD {
-                continue;
-            }
+            let num_rows = entry.shape.iter().rev().skip(1).fold(1, |rows: usize, len| rows.saturating_mul(*len));
             let target = match entry.shape.len() {
                 1 => GgmlType::F32,
-                _ => self.target(entry.stored, row_len),
+                _ => self.target(name, entry.stored, row_len),
             };
-            packed += (packed_bytes(target, row_len) * num_rows) as u64;
-            scratch = scratch.max((packed_bytes(GgmlType::F32, row_len) * num_rows) as u64);
+            packed += PackedLinear::bytes_of(target, num_rows, row_len) as u64;
+            let converted = match target {
+                GgmlType::F32 => packed_bytes(target, row_len) * num_rows,
+                _ if target == entry.stored => 0,
+                _ => packed_bytes(target, row_len) * num_rows,
+            };
+            let moved = if self.interleaved.is_some() { entry.bytes.len() } else { 0 };
+            scratch = scratch.max((converted + moved) as u64);
         }
         packed + scratch
+    }
+
+    /// Whether there is a head of its own although the config says that the embeddings are the head. From then on it
+    /// counts as a tensor that the layers use.
+    pub(crate) fn takes_separate_head(&mut self) -> bool {
+        let is_there = self.tied && self.has(&format!("{}.weight", self.names.head));
+        self.tied &= !is_there;
+        is_there
+    }
+
+    /// Whether a tensor is a second copy of the embeddings, which the layers share instead.
+    fn is_double(&self, name: &str) -> bool {
+        self.tied && name.strip_suffix(".weight") == Some(self.names.head)
     }
 
     /// Takes a tensor out of the store after checking its shape.
@@ -289,8 +309,11 @@ impl WeightStore {
     }
 
     /// What a linear weight with rows of `row_len` becomes.
-    fn target(&self, stored: GgmlType, row_len: usize) -> GgmlType {
+    fn target(&self, name: &str, stored: GgmlType, row_len: usize) -> GgmlType {
         let fits = |ggml: GgmlType| row_len.is_multiple_of(ggml.block_len());
+        if is_router(name) {
+            return GgmlType::F32;
+        }
         match (self.quantize, stored) {
             (Some(Quantize::F32), _) | (None, GgmlType::F16 | GgmlType::BF16) => GgmlType::F32,
             (None, stored) => stored,
@@ -343,9 +366,6 @@ impl WeightStore {
     }
 }
 
-/// The language-model head, by its Hugging Face name.
-const HEAD: &str = "lm_head.weight";
-
 /// Bytes of a row of `len` values, a multiple of the block.
 fn packed_bytes(ggml: GgmlType, len: usize) -> usize {
     len / ggml.block_len() * ggml.block_bytes()
@@ -363,18 +383,20 @@ pub(crate) fn to_f32(stored: GgmlType, bytes: &[u8]) -> Result<Vec<f32>, ModelEr
     Ok(values)
 }
 
-/// Quantises rows of `row_len`, a multiple of the block, into consecutive blocks.
-fn quantize_rows(values: &[f32], row_len: usize, to: GgmlType) -> Result<Vec<u8>, ModelError> {
+/// Quantises rows of `row_len`, a multiple of the block, into consecutive blocks. Only a few rows at a time are
+/// expanded to f32, so that a large tensor costs no more than its blocks.
+fn quantize_rows(stored: GgmlType, bytes: &[u8], row_len: usize, to: GgmlType) -> Result<Vec<u8>, ModelError> {
     let dtype = match to {
         GgmlType::Q4_K => GgmlDType::Q4K,
         _ => GgmlDType::Q8_0,
     };
-    let parts = values
-        .par_chunks(row_len * QUANTIZE_ROWS)
-        .map(|rows| {
-            let rows = Tensor::from_slice(rows, (rows.len() / row_len, row_len), &Device::Cpu)?;
-            Ok(QTensor::quantize(&rows, dtype)?.data()?.into_owned())
-        })
-        .collect::<Result<Vec<_>, ModelError>>()?;
-    Ok(parts.concat())
+    let (from_bytes, to_bytes) = (packed_bytes(stored, row_len), packed_bytes(to, row_len));
+    let mut blocks = vec![0; bytes.len() / from_bytes * to_bytes];
+    let parts = blocks.par_chunks_mut(to_bytes * QUANTIZE_ROWS).zip(bytes.par_chunks(from_bytes * QUANTIZE_ROWS));
+    parts.try_for_each(|(blocks, bytes)| {
+        let rows = Tensor::from_vec(to_f32(stored, bytes)?, (bytes.len() / from_bytes, row_len), &Device::Cpu)?;
+        blocks.copy_from_slice(&QTensor::quantize(&rows, dtype)?.data()?);
+        Ok::<_, ModelError>(())
+    })?;
+    Ok(blocks)
 }

@@ -204,7 +204,14 @@ mod tests {
 
     #[test]
     fn block_causal_rows_see_their_own_block_and_no_later_one() {
-        let model = || Scripted::diffusion(Rule::Hash { seed: 1 }, 50, 16, AttentionKind::BlockCausal { block_len: 2, origin: BlockOrigin::Start });
+        let model = || {
+            Scripted::diffusion(
+                Rule::Hash { seed: 1 },
+                50,
+                16,
+                AttentionKind::BlockCausal { block_len: 2, origin: BlockOrigin::Start },
+            )
+        };
         let visibility = Visibility::Blocks { origin: 0, block_len: 2 };
         let all = pass(&mut model(), &[5, 6, 7, 8], 0, visibility).unwrap();
         let other_end = pass(&mut model(), &[5, 6, 7, 9], 0, visibility).unwrap();

@@ -2,11 +2,12 @@
 //! one against candle-transformers.
 #![expect(clippy::unwrap_used, reason = "a failed step of a test may stop it where it stands")]
 
-use std::path::{Path, PathBuf};
+mod common;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
+use common::passes::{self, PAGE_LEN, TOLERANCE, golden, largest_error};
 use models::{
-    Backbone, ForwardBatch, KvCache, LoadOptions, Logits, ModelSource, PageId, Quantize, Segment, TokenId, Visibility,
+    Backbone, ForwardBatch, KvCache, LoadOptions, ModelSource, PageId, Quantize, Segment, TokenId, Visibility,
     source::load,
 };
 
@@ -20,13 +21,6 @@ const FOLDERS: [&str; 8] = [
     "qwen3",
     "qwen3-untied",
 ];
-/// Largest error, relative to the range of the golden's logits.
-const TOLERANCE: f32 = 2e-5;
-const PAGE_LEN: usize = 8;
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
 
 fn backbone(name: &str, quantize: Option<Quantize>) -> Box<dyn Backbone> {
     let tokenizer = Some(golden("tokenizer.json"));
@@ -36,20 +30,7 @@ fn backbone(name: &str, quantize: Option<Quantize>) -> Box<dyn Backbone> {
 
 /// Logits of all rows, fed in chunks of the given lengths.
 fn logits(model: &mut dyn Backbone, tokens: &[TokenId], chunks: &[usize]) -> Vec<Vec<f32>> {
-    // Pages in an order that no formula would guess.
-    let num_pages = 64u32.div_ceil(PAGE_LEN as u32);
-    let pages: Vec<PageId> = (0..num_pages).map(|page| PageId(page * 5 % num_pages)).collect();
-    let mut kv = KvCache::new(model.spec().kv, num_pages as usize, PAGE_LEN).unwrap();
-    let mut start = 0;
-    let mut rows = Vec::new();
-    for &len in chunks {
-        let chunk = &tokens[start..start + len];
-        let segment = Segment { tokens: chunk, start, visibility: Visibility::Causal, scored: 0..len, pages: &pages };
-        let part: Logits = model.forward(&ForwardBatch { segments: vec![segment] }, &mut kv).unwrap();
-        rows.extend((0..len).map(|row| part.row(row).to_vec()));
-        start += len;
-    }
-    rows
+    passes::logits(model, tokens, chunks, Visibility::Causal)
 }
 
 fn prompts(name: &str) -> Vec<(String, Vec<TokenId>)> {
@@ -60,14 +41,6 @@ fn prompts(name: &str) -> Vec<(String, Vec<TokenId>)> {
         (entry["logits"].as_str().unwrap().to_owned(), ids)
     };
     json["prompts"].as_array().unwrap().iter().map(prompt).collect()
-}
-
-fn largest_error(got: &[Vec<f32>], expected: &Tensor) -> f32 {
-    let expected: Vec<Vec<f32>> = expected.to_vec2().unwrap();
-    assert_eq!((got.len(), got[0].len()), (expected.len(), expected[0].len()), "shapes differ");
-    let range = expected.iter().flatten().fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
-    let pairs = got.iter().flatten().zip(expected.iter().flatten());
-    pairs.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / (range.1 - range.0)
 }
 
 #[test]

@@ -85,15 +85,16 @@ fn rms_norm_matches_the_reference() {
 
 #[test]
 fn rope_matches_the_reference() {
-    for (heads, head_dim) in [(1, 2), (3, 64), (2, 6), (5, 34)] {
-        let half = head_dim / 2;
+    for (heads, head_dim, rotary_dims) in [(1, 2, 2), (3, 64, 64), (2, 6, 6), (5, 34, 34), (2, 128, 64), (3, 6, 2)] {
+        let half = rotary_dims / 2;
         let mut random = Random(head_dim as u64);
         let (cos, sin) = (random.values(50 * half), random.values(50 * half));
         let tables = (tensor(&cos, (50, half)), tensor(&sin, (50, half)));
         let positions = [7, 0, 49, 7, 31];
         let xs = random.values(5 * heads * head_dim);
         let x = tensor(&xs, (5, heads, head_dim));
-        let expected = reference::rope(&xs, (&cos, &sin), &positions, head_dim);
+        let shape = reference::RopeShape { head_dim, rotary_dims };
+        let expected = reference::rope(&xs, (&cos, &sin), &positions, shape);
         for (level, out) in on_every_level(2, || rope(&x, &tables.0, &tables.1, &plan(&positions)).unwrap()) {
             assert_eq!(out.dims(), x.dims());
             assert_eq!(bits(&flat(&out)), bits(&expected), "{level}");
@@ -117,4 +118,6 @@ fn rope_refuses_positions_past_its_tables_and_other_rows_than_the_plan() {
     assert!(matches!(rope(&x, &table, &table, &plan(&[0])), Err(KernelError::Shape { .. })));
     let narrow = tensor(&[1.0; 3], (3, 1));
     assert!(matches!(rope(&x, &table, &narrow, &plan(&[0, 1])), Err(KernelError::Shape { .. })));
+    let wide = tensor(&[1.0; 9], (3, 3));
+    assert!(matches!(rope(&x, &wide, &wide, &plan(&[0, 1])), Err(KernelError::Shape { .. })), "6 of 4 features");
 }

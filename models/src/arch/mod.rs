@@ -1,13 +1,13 @@
-//! Families: how layers are wired. A family differs from another by its [`CausalConfig`]; what cannot be said there
+//! Families: how layers are wired. A family differs from another by its [`ModelConfig`]; what cannot be said there
 //! gets a file of its own here.
 
-mod causal;
+mod decoder;
 
-pub use causal::CausalLm;
+pub use decoder::Transformer;
 
-use crate::{Backbone, ModelError, config::CausalConfig, loader::WeightStore};
+use crate::{Backbone, ModelError, config::ModelConfig, loader::WeightStore};
 
 /// Builds the model that `config` describes.
-pub fn build(config: &CausalConfig, weights: &mut WeightStore) -> Result<Box<dyn Backbone>, ModelError> {
-    Ok(Box::new(CausalLm::load(config, weights)?))
+pub fn build(config: &ModelConfig, weights: &mut WeightStore) -> Result<Box<dyn Backbone>, ModelError> {
+    Ok(Box::new(Transformer::load(config, weights)?))
 }

@@ -4,7 +4,12 @@ use candle_core::Tensor;
 use kernels::AttentionPlan;
 
 use super::{Linear, Rope};
-use crate::{ModelError, config::CausalConfig, kv::LayerKv, loader::WeightStore};
+use crate::{
+    ModelError,
+    config::{ModelConfig, Qkv},
+    kv::LayerKv,
+    loader::WeightStore,
+};
 
 /// Sizes of one attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -26,19 +31,24 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    pub(crate) fn load(weights: &mut WeightStore, prefix: &str, config: &CausalConfig) -> Result<Self, ModelError> {
-        let CausalConfig { hidden_size: hidden, num_heads: heads, num_kv_heads: kv_heads, head_dim, .. } = *config;
+    /// `prefix` is that of the layer.
+    pub(crate) fn load(weights: &mut WeightStore, prefix: &str, config: &ModelConfig) -> Result<Self, ModelError> {
+        let ModelConfig { hidden_size: hidden, num_heads: heads, num_kv_heads: kv_heads, head_dim, names, .. } =
+            *config;
         let name = |part: &str| format!("{prefix}.{part}");
-        let qkv = [
-            (name("q_proj"), heads * head_dim),
-            (name("k_proj"), kv_heads * head_dim),
-            (name("v_proj"), kv_heads * head_dim),
-        ];
+        let qkv = match names.qkv {
+            Qkv::Separate([q, k, v]) => {
+                vec![(name(q), heads * head_dim), (name(k), kv_heads * head_dim), (name(v), kv_heads * head_dim)]
+            }
+            Qkv::Fused(qkv) => vec![(name(qkv), (heads + 2 * kv_heads) * head_dim)],
+        };
         let qkv = Linear::stacked(weights, &qkv, hidden, config.qkv_bias)?;
-        let output = Linear::stacked(weights, &[(name("o_proj"), hidden)], heads * head_dim, config.output_bias)?;
+        let output = [(name(names.output), hidden)];
+        let output = Linear::stacked(weights, &output, heads * head_dim, config.output_bias)?;
         let qk_norm = if config.qk_norm {
+            let [q_norm, k_norm] = names.qk_norms;
             let mut norm = |part: &str| weights.vector(&format!("{prefix}.{part}.weight"), head_dim);
-            Some((norm("q_norm")?, norm("k_norm")?))
+            Some((norm(q_norm)?, norm(k_norm)?))
         } else {
             None
         };

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::Linear;
-use crate::{ModelError, config::CausalConfig, loader::WeightStore};
+use crate::{ModelError, loader::WeightStore};
 
 /// `down(silu(gate(x)) * up(x))`
 #[derive(Debug)]
@@ -12,17 +12,31 @@ pub(crate) struct Mlp {
     down: Linear,
 }
 
+/// Sizes of an MLP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MlpDims {
+    /// Width of the residual stream.
+    pub(crate) hidden: usize,
+    /// Width between the projections.
+    pub(crate) inner: usize,
+}
+
 impl Mlp {
-    pub(crate) fn load(weights: &mut WeightStore, prefix: &str, config: &CausalConfig) -> Result<Self, ModelError> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let name = |part: &str| format!("{prefix}.{part}");
-        let gate_up = [(name("gate_proj"), inner), (name("up_proj"), inner)];
+    /// `names` are those of the gate, up and down projections.
+    pub(crate) fn load(
+        weights: &mut WeightStore,
+        names: [String; 3],
+        MlpDims { hidden, inner }: MlpDims,
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        let [gate, up, down] = names;
         Ok(Self {
-            gate_up: Linear::stacked(weights, &gate_up, hidden, config.mlp_bias)?,
-            down: Linear::stacked(weights, &[(name("down_proj"), hidden)], inner, config.mlp_bias)?,
+            gate_up: Linear::stacked(weights, &[(gate, inner), (up, inner)], hidden, bias)?,
+            down: Linear::stacked(weights, &[(down, hidden)], inner, bias)?,
         })
     }
 
+    /// `[rows, hidden]` to `[rows, hidden]`.
     pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor, ModelError> {
         self.down.forward(&kernels::swiglu(&self.gate_up.forward(xs)?)?)
     }

@@ -5,11 +5,12 @@
 mod attention;
 mod embedding;
 mod mlp;
+mod moe;
 mod rope;
 
 pub(crate) use attention::Attention;
 pub(crate) use embedding::Embedding;
-pub(crate) use mlp::Mlp;
+pub(crate) use moe::FeedForward;
 pub(crate) use rope::Rope;
 
 use candle_core::Tensor;

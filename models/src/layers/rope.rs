@@ -4,13 +4,13 @@ use candle_core::{Device, Tensor};
 
 use crate::{
     ModelError,
-    config::{CausalConfig, RopeScaling},
+    config::{ModelConfig, RopeScaling},
 };
 
 /// Positions of the first tables.
 const FIRST_LEN: usize = 1024;
 
-/// Tables of cosines and sines, `[positions, head_dim / 2]` each, grown as positions are used: a context of millions
+/// Tables of cosines and sines, `[positions, rotary_dims / 2]` each, grown as positions are used: a context of millions
 /// of tokens, which a config may claim, costs nothing until somebody fills it.
 #[derive(Debug)]
 pub(crate) struct Rope {
@@ -22,7 +22,7 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(config: &CausalConfig) -> Result<Self, ModelError> {
+    pub(crate) fn new(config: &ModelConfig) -> Result<Self, ModelError> {
         let frequencies = frequencies(config);
         let (cos, sin) = tables(&frequencies, FIRST_LEN.min(config.context_len))?;
         Ok(Self { frequencies, context_len: config.context_len, cos, sin })
@@ -48,9 +48,9 @@ fn tables(frequencies: &[f32], len: usize) -> Result<(Tensor, Tensor), ModelErro
     Ok((table(f32::cos)?, table(f32::sin)?))
 }
 
-/// Angle per position of each pair of features, `head_dim / 2` values.
-fn frequencies(config: &CausalConfig) -> Vec<f32> {
-    let base = |pair: usize| 1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.head_dim as f64);
+/// Angle per position of each pair of features, `rotary_dims / 2` values.
+fn frequencies(config: &ModelConfig) -> Vec<f32> {
+    let base = |pair: usize| 1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.rotary_dims as f64);
     let scale = |pair: usize| match &config.rope_scaling {
         RopeScaling::None => base(pair),
         RopeScaling::Linear { factor } => base(pair) / factor,
@@ -64,5 +64,5 @@ fn frequencies(config: &CausalConfig) -> Vec<f32> {
             frequency * (share + (1.0 - share) / factor)
         }
     };
-    (0..config.head_dim / 2).map(|pair| scale(pair) as f32).collect()
+    (0..config.rotary_dims / 2).map(|pair| scale(pair) as f32).collect()
 }

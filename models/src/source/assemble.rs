@@ -6,15 +6,19 @@ use super::{
     END_OF_TURN, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel,
     folder::ModelFiles,
     gguf::{self, GgufFile},
+    mask::{self, MaskNames},
     safetensors,
 };
-use crate::{CausalConfig, ChatTemplate, ModelError, TokenId, Tokenizer, WeightStore, loader::FileBytes};
+use crate::{
+    ChatTemplate, ConfigHints, Family, ModelConfig, ModelError, TokenId, Tokenizer, WeightStore, loader::FileBytes,
+};
 
 /// Everything but the weights.
 struct Parts {
     id: String,
     origin: String,
-    config: CausalConfig,
+    config: ModelConfig,
+    mask: MaskNames,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
     /// End tokens beyond those of the config.
@@ -25,7 +29,8 @@ struct Parts {
 
 /// Loads a model out of a folder, or out of the program.
 pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
-    let config = CausalConfig::from_hf_json(&files.config()?, &files.path("config.json"))?;
+    let hints = ConfigHints { id: &id, attention: options.attention };
+    let mut config = ModelConfig::from_hf_json(&files.config()?, &files.path("config.json"), &hints)?;
     let tokenizer = match &options.tokenizer {
         Some(path) => Tokenizer::from_file(path)?,
         None => files.tokenizer()?,
@@ -41,15 +46,20 @@ pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> R
     stop_ids.extend(files.tokenizer_eos()?.and_then(|eos| tokenizer.token_id(&eos)));
     let origin = files.origin();
     let jacobi = files.jacobi()?;
-    let weights = safetensors::weights(&origin, files.shards()?, &config, options.quantize)?;
-    finish(Parts { id, origin, config, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
+    let mask = MaskNames { option: options.mask_id, spelling: files.mask_token()? };
+    let mut weights = safetensors::weights(&origin, files.shards()?, &config, options.quantize)?;
+    // The head of these models was trained apart from the embeddings, whatever their configs inherited.
+    if config.family == Family::A2d && weights.takes_separate_head() {
+        config.tie_embeddings = false;
+    }
+    finish(Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
 }
 
 /// Loads a GGUF file.
 pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let origin = path.display().to_string();
     let file = GgufFile::parse(FileBytes::map(path)?, &origin)?;
-    let config = CausalConfig::from_gguf(&file)?;
+    let config = ModelConfig::from_gguf(&file, &ConfigHints { id: &id, attention: options.attention })?;
     let tokenizer = match &options.tokenizer {
         Some(path) => Tokenizer::from_file(path)?,
         None => gguf::tokenizer(&file)?,
@@ -73,8 +83,9 @@ pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<Loa
     let guess = file.text("leapfrog.jacobi.guess").map(String::from);
     let jacobi = width.map(|width| JacobiHints { width, guess }.checked(&origin)).transpose()?;
     let generation = GenerationDefaults::default();
+    let mask = MaskNames { option: options.mask_id, spelling: None };
     let weights = file.weights(&config, options.quantize);
-    finish(Parts { id, origin, config, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
+    finish(Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
 }
 
 fn read_template(path: &Path) -> Result<String, ModelError> {
@@ -83,10 +94,18 @@ fn read_template(path: &Path) -> Result<String, ModelError> {
 
 /// Checks that the parts belong together, then reads the weights.
 fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelError> {
-    let Parts { id, origin, config, tokenizer, chat_template, stop_ids, generation, jacobi } = parts;
+    let Parts { id, origin, mut config, mask, tokenizer, chat_template, stop_ids, mut generation, jacobi } = parts;
     let vocab_size = config.vocab_size;
     if tokenizer.vocab_size() > vocab_size {
         return Err(ModelError::TokenizerTooLarge { max_id: tokenizer.vocab_size() as u32 - 1, vocab_size });
+    }
+    config.mask_id = mask::find(&config, &tokenizer, &mask, &origin)?;
+    let tokenizer = match config.mask_id {
+        Some(mask) => tokenizer.with_mask(mask, &origin)?,
+        None => tokenizer,
+    };
+    if config.family.is_diffusion() {
+        generation.temperature.get_or_insert(0.0);
     }
     let end_of_turn = END_OF_TURN.iter().filter_map(|name| tokenizer.token_id(name));
     let mut stop_ids: Vec<TokenId> = config
@@ -95,7 +114,7 @@ fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelEr
         .copied()
         .chain(stop_ids)
         .chain(end_of_turn.filter(|id| tokenizer.is_special(*id)))
-        .filter(|id| (id.0 as usize) < vocab_size)
+        .filter(|id| (id.0 as usize) < vocab_size && config.mask_id != Some(*id))
         .collect();
     stop_ids.sort_unstable();
     stop_ids.dedup();

@@ -178,6 +178,17 @@ impl ModelFiles {
         Ok((config.bos_token.map(SpecialToken::text), config.eos_token.map(SpecialToken::text)))
     }
 
+    /// The spelling of the mask token, from the tokenizer's config or from the map of special tokens.
+    pub(crate) fn mask_token(&self) -> Result<Option<String>, ModelError> {
+        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let config = self.json::<TokenizerConfig>(name)?.unwrap_or_default();
+            if let Some(mask) = config.mask_token {
+                return Ok(Some(mask.text()));
+            }
+        }
+        Ok(None)
+    }
+
     /// The end token that the tokenizer's config names.
     pub(crate) fn tokenizer_eos(&self) -> Result<Option<String>, ModelError> {
         self.template_tokens().map(|(_, eos)| eos)
@@ -198,6 +209,7 @@ struct EndTokens {
 struct TokenizerConfig {
     bos_token: Option<SpecialToken>,
     eos_token: Option<SpecialToken>,
+    mask_token: Option<SpecialToken>,
     chat_template: Option<TemplateSource>,
 }
 

@@ -22,7 +22,7 @@ use hf_hub::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{CausalConfig, ModelError};
+use crate::{AttentionChoice, ConfigHints, ModelConfig, ModelError};
 
 /// What a folder snapshot needs: config, tokenizer, template and weights.
 const WANTED: [&str; 3] = ["*.json", "*.jinja", "*.safetensors"];
@@ -44,13 +44,19 @@ pub(crate) enum Download {
     Gguf(PathBuf),
 }
 
-/// Gets a repository, or one GGUF file of it, into the cache. Fails if nothing moves for [`PATIENCE`].
-pub(crate) fn download(repo: &str, revision: Option<&str>, file: Option<&str>) -> Result<Download, ModelError> {
+/// Gets a repository, or one GGUF file of it, into the cache. Fails if nothing moves for [`PATIENCE`]. `attention` is
+/// what the user says of the model; its config may be useless without.
+pub(crate) fn download(
+    repo: &str,
+    revision: Option<&str>,
+    file: Option<&str>,
+    attention: Option<AttentionChoice>,
+) -> Result<Download, ModelError> {
     let movement = Movement::default();
     let work = {
         let (repo, revision, file) = (repo.to_owned(), revision.map(str::to_owned), file.map(str::to_owned));
         let movement = movement.clone();
-        move || fetch(&repo, revision.as_deref(), file.as_deref(), &movement)
+        move || fetch(&ConfigHints { id: &repo, attention }, revision.as_deref(), file.as_deref(), &movement)
     };
     unless_silent(PATIENCE, &movement, work).unwrap_or_else(|| {
         let reason = format!("nothing came for {} s; check the network, HF_ENDPOINT and the proxy", PATIENCE.as_secs());
@@ -113,7 +119,13 @@ fn explain(error: &hf_hub::HFError) -> String {
     }
 }
 
-fn fetch(repo: &str, revision: Option<&str>, file: Option<&str>, movement: &Movement) -> Result<Download, ModelError> {
+fn fetch(
+    hints: &ConfigHints<'_>,
+    revision: Option<&str>,
+    file: Option<&str>,
+    movement: &Movement,
+) -> Result<Download, ModelError> {
+    let repo = hints.id;
     let offline = is_offline(env::var("HF_HUB_OFFLINE").ok().as_deref());
     let failed = |error: hf_hub::HFError| {
         let hint = if offline { " (HF_HUB_OFFLINE is set, so only the cache was searched)" } else { "" };
@@ -139,7 +151,7 @@ fn fetch(repo: &str, revision: Option<&str>, file: Option<&str>, movement: &Move
     // The config first: whether the family is supported is known before gigabytes are on their way.
     let config = one_file("config.json")?;
     let text = std::fs::read_to_string(&config).map_err(|source| ModelError::Io { path: config.clone(), source })?;
-    CausalConfig::from_hf_json(&text, &config)?;
+    ModelConfig::from_hf_json(&text, &config, hints)?;
     let folder = repository
         .snapshot_download()
         .maybe_revision(revision)

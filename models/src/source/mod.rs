@@ -4,6 +4,7 @@ mod assemble;
 pub(crate) mod folder;
 pub mod gguf;
 mod hub;
+mod mask;
 pub mod memory;
 mod safetensors;
 
@@ -18,7 +19,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Backbone, ModelError, TokenId,
+    AttentionChoice, Backbone, ModelError, TokenId,
     loader::{LoadSummary, Quantize},
     source::folder::ModelFiles,
     text::{ChatTemplate, Tokenizer},
@@ -59,32 +60,6 @@ pub struct LoadOptions {
     pub attention: Option<AttentionChoice>,
 }
 
-/// The two ways in which diffusion models attend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttentionChoice {
-    /// Every row sees every other.
-    Full,
-    /// A row sees its own block and those before it.
-    BlockCausal,
-}
-
-impl FromStr for AttentionChoice {
-    type Err = ModelError;
-
-    fn from_str(text: &str) -> Result<Self, ModelError> {
-        match text {
-            "full" => Ok(Self::Full),
-            "block_causal" => Ok(Self::BlockCausal),
-            other => Err(ModelError::Unsupported {
-                origin: "attention".into(),
-                field: "kind".into(),
-                value: format!("`{other}`"),
-                supported: "full, block_causal".into(),
-            }),
-        }
-    }
-}
-
 /// A model with everything that belongs to it.
 pub struct LoadedModel {
     /// What the source calls it: the repository, or the name of the folder or file.
@@ -97,7 +72,8 @@ pub struct LoadedModel {
     pub chat_template: Option<Arc<ChatTemplate>>,
     /// Tokens that end a text: of the config, the generation config, and the chat format. Never empty.
     pub stop_ids: Vec<TokenId>,
-    /// Sampling settings that the model's authors recommend.
+    /// Sampling settings that the model's authors recommend. A diffusion model for which they recommend no temperature
+    /// has temperature 0, as its papers decode.
     pub generation: GenerationDefaults,
     /// How the model was trained for Jacobi decoding, if it was.
     pub jacobi: Option<JacobiHints>,
@@ -156,8 +132,8 @@ impl JacobiHints {
 /// Widest block that a model may claim to be trained for, in tokens.
 const MAX_JACOBI_WIDTH: usize = 1024;
 /// Tokens that end a turn in the common chat formats. A vocabulary has at most a few of them.
-const END_OF_TURN: [&str; 6] =
-    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|EOT|>"];
+const END_OF_TURN: [&str; 7] =
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|EOT|>", "<|role_end|>"];
 
 impl FromStr for ModelSource {
     type Err = ModelError;
@@ -214,10 +190,12 @@ pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, 
             let id = path.file_stem().map_or_else(|| lossy(path.as_os_str()), lossy);
             assemble::gguf(id, path, options)
         }
-        ModelSource::Hub { repo, revision, file } => match hub::download(repo, revision.as_deref(), file.as_deref())? {
-            hub::Download::Folder(folder) => assemble::folder(repo.clone(), &ModelFiles::Folder(folder), options),
-            hub::Download::Gguf(path) => assemble::gguf(repo.clone(), &path, options),
-        },
+        ModelSource::Hub { repo, revision, file } => {
+            match hub::download(repo, revision.as_deref(), file.as_deref(), options.attention)? {
+                hub::Download::Folder(folder) => assemble::folder(repo.clone(), &ModelFiles::Folder(folder), options),
+                hub::Download::Gguf(path) => assemble::gguf(repo.clone(), &path, options),
+            }
+        }
     }
 }
 

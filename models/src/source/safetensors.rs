@@ -7,7 +7,7 @@ use kernels::GgmlType;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::{
-    CausalConfig, ModelError, Quantize, WeightStore,
+    ModelConfig, ModelError, Quantize, WeightStore,
     loader::{FileBytes, TensorEntry},
 };
 
@@ -22,7 +22,7 @@ pub(crate) struct Shard {
 pub(crate) fn weights(
     origin: &str,
     shards: Vec<Shard>,
-    config: &CausalConfig,
+    config: &ModelConfig,
     quantize: Option<Quantize>,
 ) -> Result<WeightStore, ModelError> {
     let mut tensors = HashMap::new();

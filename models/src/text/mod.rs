@@ -1,6 +1,7 @@
 //! Text to tokens and back, and messages to text.
 
 mod json;
+mod mask;
 mod strftime;
 mod template;
 mod tokenizer;

@@ -6,6 +6,7 @@ use std::{borrow::Cow, fs, path::Path};
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use super::mask;
 use crate::{ModelError, TokenId};
 
 /// Highest token id that is believed; beyond it the file is damaged.
@@ -25,6 +26,15 @@ pub struct Tokenizer {
     style: TextStyle,
     /// Tokens that [`Tokenizer::encode`] adds in front of a text.
     prefix: Vec<TokenId>,
+    hidden: Option<Hidden>,
+}
+
+/// A token that no text is encoded to.
+#[derive(Debug, Clone)]
+struct Hidden {
+    id: TokenId,
+    /// How the vocabulary spelled it.
+    spelling: String,
 }
 
 /// How the pieces of a vocabulary spell bytes.
@@ -50,6 +60,10 @@ impl Tokenizer {
 
     /// Reads the bytes of a `tokenizer.json`. `origin` is for messages only.
     pub fn from_json(json: &[u8], origin: &str) -> Result<Self, ModelError> {
+        Self::build(json, origin, None)
+    }
+
+    fn build(json: &[u8], origin: &str, hidden: Option<Hidden>) -> Result<Self, ModelError> {
         let bad = |reason: String| ModelError::BadTokenizer { origin: origin.into(), reason };
         // The crate panics on some files that are not JSON; on JSON it returns errors.
         let text = str::from_utf8(json).map_err(|error| bad(error.to_string()))?;
@@ -74,14 +88,15 @@ impl Tokenizer {
         let mut starts = vec![0];
         let mut special = Vec::new();
         for (id, piece) in (0..=max_id).zip(&pieces) {
-            let is_special = added.get(&id).is_some_and(|token| token.special);
+            let is_hidden = hidden.as_ref().is_some_and(|hidden| hidden.id.0 == id);
+            let is_special = is_hidden || added.get(&id).is_some_and(|token| token.special);
             if let Some(piece) = piece.filter(|_| !is_special) {
                 style.push_bytes(piece, &mut bytes);
             }
             starts.push(bytes.len());
             special.push(is_special);
         }
-        let mut tokenizer = Self { inner, bytes, starts, special, style, prefix: Vec::new() };
+        let mut tokenizer = Self { inner, bytes, starts, special, style, prefix: Vec::new(), hidden };
         tokenizer.prefix = tokenizer.encode("", true)?;
         Ok(tokenizer)
     }
@@ -93,7 +108,38 @@ impl Tokenizer {
             .inner
             .encode_fast(text, add_special)
             .map_err(|error| ModelError::Tokenize { reason: one_line(&error.to_string()) })?;
-        Ok(encoding.get_ids().iter().map(|id| TokenId(*id)).collect())
+        let tokens: Vec<TokenId> = encoding.get_ids().iter().map(|id| TokenId(*id)).collect();
+        match &self.hidden {
+            // Only text with the stand-in of `mask::hide` gets here: code points that no text is made of.
+            Some(hidden) if tokens.contains(&hidden.id) => {
+                Err(ModelError::Tokenize { reason: "it has code points that are reserved".into() })
+            }
+            _ => Ok(tokens),
+        }
+    }
+
+    /// The same tokenizer for a model that marks undecided slots with `mask`: no text is encoded to that token any more;
+    /// what spelled it is ordinary characters. The token keeps its id, its name ([`Tokenizer::token_text`]) and its place
+    /// in the vocabulary, counts as special and adds nothing to a text. `origin` is for messages only.
+    pub fn with_mask(self, mask: TokenId, origin: &str) -> Result<Self, ModelError> {
+        let Some(spelling) = self.inner.id_to_token(mask.0) else { return Ok(self) };
+        let bad = |reason: String| ModelError::BadTokenizer { origin: origin.into(), reason };
+        let added = self.inner.get_added_tokens_decoder();
+        let is_added = added.contains_key(&mask.0);
+        if !is_added && (spelling.chars().count() == 1 || fallback_byte(&spelling).is_some()) {
+            return Err(ModelError::MaskIsText { token: mask, spelling });
+        }
+        let json = self.inner.to_string(false).map_err(|error| bad(one_line(&error.to_string())))?;
+        let json = mask::hide(&json, mask, &spelling).map_err(|error| bad(error.to_string()))?;
+        let hidden = Self::build(json.as_bytes(), origin, Some(Hidden { id: mask, spelling }))?;
+        // Ids of added tokens follow from their order; a shift would silently change what every prompt means.
+        let is_kept = |(id, token): (&u32, &tokenizers::AddedToken)| {
+            *id == mask.0 || hidden.inner.token_to_id(&token.content) == Some(*id)
+        };
+        if hidden.vocab_size() != self.vocab_size() || !added.iter().all(is_kept) {
+            return Err(bad(format!("the ids of its tokens depend on the mask token {}", mask.0)));
+        }
+        Ok(hidden)
     }
 
     /// The tokens of a rendered chat prompt: what belongs in front of every text is added unless the template has
@@ -125,6 +171,9 @@ impl Tokenizer {
 
     /// A token as a reader wants to see it: special tokens by name, others as text with replacement characters.
     pub fn token_text(&self, token: TokenId) -> Cow<'_, str> {
+        if let Some(hidden) = self.hidden.as_ref().filter(|hidden| hidden.id == token) {
+            return Cow::Borrowed(&hidden.spelling);
+        }
         if self.is_special(token) {
             return Cow::Owned(self.inner.id_to_token(token.0).unwrap_or_default());
         }
@@ -143,6 +192,9 @@ impl Tokenizer {
 
     /// The id of a token by its exact spelling in the vocabulary.
     pub fn token_id(&self, spelling: &str) -> Option<TokenId> {
+        if let Some(hidden) = self.hidden.as_ref().filter(|hidden| hidden.spelling == spelling) {
+            return Some(hidden.id);
+        }
         self.inner.token_to_id(spelling).map(TokenId)
     }
 }

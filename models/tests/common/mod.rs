@@ -1,7 +1,9 @@
-//! A tiny random Llama, written as a Hugging Face folder and as a GGUF file.
+//! A tiny random Llama, written as a Hugging Face folder and as a GGUF file; and forward passes over whole sequences.
 
 // Each test file compiles this module on its own and uses a part of it.
 #![allow(dead_code)]
+
+pub(crate) mod passes;
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -153,6 +155,7 @@ pub(crate) enum Meta {
     F32(f32),
     Text(String),
     Texts(Vec<String>),
+    Bool(bool),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
 }
@@ -208,6 +211,10 @@ pub(crate) fn gguf(metadata: &[(String, Meta)], weights: &[Weight]) -> Vec<u8> {
             Meta::Text(text) => {
                 kind(8);
                 put_text(&mut bytes, text);
+            }
+            Meta::Bool(value) => {
+                kind(7);
+                bytes.push(u8::from(*value));
             }
             Meta::Texts(texts) => {
                 kind(9);

@@ -62,6 +62,14 @@ impl Coded {
         self.ty
     }
 
+    /// Bytes of codes and scales of one panel of rows of `in_features`.
+    pub(super) fn panel_bytes(ty: GgmlType, in_features: usize) -> usize {
+        let (layout, groups) = (PanelLayout::of(ty), in_features / GROUP_LEN);
+        groups * layout.lines_per_group() * size_of::<Line>()
+            + layout.words_per_panel(groups) * size_of::<[u16; LANES]>()
+            + layout.factors_per_panel(groups) * LANES
+    }
+
     /// Bytes of codes and scales.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(self.lines.as_slice()) + size_of_val(self.words.as_slice()) + size_of_val(self.factors.as_slice())

@@ -154,6 +154,15 @@ impl PackedLinear {
         self.parts.iter().map(|part| part.weight.bytes()).sum()
     }
 
+    /// What [`PackedLinear::weight_bytes`] will be for weights of format `ty`, `[out_features, in_features]`.
+    pub fn bytes_of(ty: GgmlType, out_features: usize, in_features: usize) -> usize {
+        let num_panels = out_features.div_ceil(LANES);
+        match ty.is_float() {
+            true => num_panels * in_features * size_of::<[f32; LANES]>(),
+            false => num_panels * Coded::panel_bytes(ty, in_features),
+        }
+    }
+
     /// How the weights are stored.
     pub fn format(&self) -> WeightFormat {
         let mut formats = self.parts.iter().map(|part| part.weight.format());

@@ -2,6 +2,7 @@
 //! anything is reserved or skipped. Arrays stay in the file until somebody asks for them.
 
 mod config;
+mod experts;
 mod names;
 mod tokenizer;
 
@@ -16,7 +17,7 @@ pub use self::tokenizer::tokenizer;
 pub(crate) use self::tokenizer::{end_of_turn_ids, named_token};
 
 use crate::{
-    CausalConfig, ModelError, Quantize, WeightStore,
+    ModelConfig, ModelError, Quantize, WeightStore,
     loader::{self, FileBytes, Interleaved, TensorEntry},
 };
 
@@ -156,16 +157,20 @@ impl GgufFile {
             };
             let entry = TensorEntry { file: 0, stored, shape, bytes: start as usize..end as usize };
             let name = names::hugging_face_name(&name).unwrap_or(name);
-            if tensors.insert(name.clone(), entry).is_some() {
-                return Err(corrupt(format!("tensor `{name}` is there twice")));
+            let parts = experts::split(&name, &entry).unwrap_or_else(|| vec![(name, entry)]);
+            for (name, entry) in parts {
+                if tensors.insert(name.clone(), entry).is_some() {
+                    return Err(corrupt(format!("tensor `{name}` is there twice")));
+                }
             }
         }
         Ok(Self { origin: origin.into(), bytes, metadata, tensors })
     }
 
     /// The weights, for a config that came out of the same file.
-    pub fn weights(self, config: &CausalConfig, quantize: Option<Quantize>) -> WeightStore {
-        let is_interleaved = self.text("general.architecture") == Some("llama");
+    pub fn weights(self, config: &ModelConfig, quantize: Option<Quantize>) -> WeightStore {
+        // What the converters permute for llama.cpp; Qwen, Dream and LLaDA-MoE files keep the order of their checkpoints.
+        let is_interleaved = matches!(self.text("general.architecture"), Some("llama" | "llada"));
         let store = WeightStore::new(self.origin, vec![self.bytes], self.tensors, config, quantize);
         match is_interleaved {
             true => {

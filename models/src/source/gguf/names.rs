@@ -18,6 +18,10 @@ pub(super) fn hugging_face_name(name: &str) -> Option<String> {
             "ffn_gate" => "mlp.gate_proj",
             "ffn_up" => "mlp.up_proj",
             "ffn_down" => "mlp.down_proj",
+            "ffn_gate_inp" => "mlp.gate",
+            "ffn_gate_exps" => "mlp.experts.gate_proj",
+            "ffn_up_exps" => "mlp.experts.up_proj",
+            "ffn_down_exps" => "mlp.experts.down_proj",
             _ => return None,
         };
         return Some(format!("model.layers.{layer}.{module}.{kind}"));

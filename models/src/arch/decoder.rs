@@ -1,22 +1,21 @@
-//! The pre-norm causal transformer of the Llama, Qwen2 and Qwen3 families.
+//! The pre-norm transformer of all families.
 //!
-//! What sets the families apart is in the config: biases on q, k and v (Qwen2), norms on the heads of q and k (Qwen3),
-//! a head of its own or the transposed embeddings, and the scaling of RoPE.
+//! What sets the families apart is in the config: names and biases, norms on the heads of q and k, how much of a head
+//! RoPE rotates and how it is stretched, a head of its own or the transposed embeddings, one MLP or experts. Whether a
+//! row sees what comes after it is said by the batch, so causal and diffusion models are the same code.
 
 use candle_core::Tensor;
 use kernels::{AttentionPlan, PlanRow};
 
 use crate::{
-    AttentionKind, Backbone, BackboneSpec, ForwardBatch, KvCache, KvLayout, LogitAlignment, Logits, ModelError,
-    Segment,
-    config::CausalConfig,
-    layers::{Attention, Embedding, Linear, Mlp, Rope},
+    Backbone, BackboneSpec, ForwardBatch, KvCache, KvLayout, Logits, ModelConfig, ModelError, Segment,
+    layers::{Attention, Embedding, FeedForward, Linear, Rope},
     loader::WeightStore,
 };
 
-/// A causal language model.
+/// A language model, causal or diffusion.
 #[derive(Debug)]
-pub struct CausalLm {
+pub struct Transformer {
     spec: BackboneSpec,
     embedding: Embedding,
     layers: Vec<Layer>,
@@ -32,21 +31,21 @@ struct Layer {
     attention_norm: Tensor,
     attention: Attention,
     mlp_norm: Tensor,
-    mlp: Mlp,
+    mlp: FeedForward,
 }
 
-impl CausalLm {
+impl Transformer {
     /// Takes the weights that `config` asks for out of `weights`.
-    pub fn load(config: &CausalConfig, weights: &mut WeightStore) -> Result<Self, ModelError> {
-        let hidden = config.hidden_size;
-        let embedding = Embedding::new(weights.linear("model.embed_tokens", config.vocab_size, hidden)?);
-        let layers = (0..config.num_layers).map(|i| Layer::load(weights, &format!("model.layers.{i}"), config));
+    pub fn load(config: &ModelConfig, weights: &mut WeightStore) -> Result<Self, ModelError> {
+        let (hidden, names) = (config.hidden_size, config.names);
+        let embedding = Embedding::new(weights.linear(names.embedding, config.vocab_size, hidden)?);
+        let layers = (0..config.num_layers).map(|index| Layer::load(weights, index, config));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
-        let norm = weights.vector("model.norm.weight", hidden)?;
+        let norm = weights.vector(&format!("{}.weight", names.norm), hidden)?;
         let head = if config.tie_embeddings {
             None
         } else {
-            Some(Linear::stacked(weights, &[("lm_head".into(), config.vocab_size)], hidden, false)?)
+            Some(Linear::stacked(weights, &[(names.head.into(), config.vocab_size)], hidden, false)?)
         };
         let num_params = embedding.num_params()
             + layers.iter().map(Layer::num_params).sum::<usize>()
@@ -59,9 +58,9 @@ impl CausalLm {
             family: config.family.name().into(),
             vocab_size: config.vocab_size,
             context_len: config.context_len,
-            attention: AttentionKind::Causal,
-            alignment: LogitAlignment::NextSlot,
-            mask_id: None,
+            attention: config.attention,
+            alignment: config.alignment,
+            mask_id: config.mask_id,
             kv: KvLayout {
                 num_layers: config.num_layers,
                 num_kv_heads: config.num_kv_heads,
@@ -85,13 +84,14 @@ impl CausalLm {
 }
 
 impl Layer {
-    fn load(weights: &mut WeightStore, prefix: &str, config: &CausalConfig) -> Result<Self, ModelError> {
-        let hidden = config.hidden_size;
+    fn load(weights: &mut WeightStore, index: usize, config: &ModelConfig) -> Result<Self, ModelError> {
+        let (hidden, names) = (config.hidden_size, config.names);
+        let prefix = format!("{}.{index}", names.layers);
         Ok(Self {
-            attention_norm: weights.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
-            attention: Attention::load(weights, &format!("{prefix}.self_attn"), config)?,
-            mlp_norm: weights.vector(&format!("{prefix}.post_attention_layernorm.weight"), hidden)?,
-            mlp: Mlp::load(weights, &format!("{prefix}.mlp"), config)?,
+            attention_norm: weights.vector(&format!("{prefix}.{}.weight", names.attention_norm), hidden)?,
+            attention: Attention::load(weights, &prefix, config)?,
+            mlp_norm: weights.vector(&format!("{prefix}.{}.weight", names.mlp_norm), hidden)?,
+            mlp: FeedForward::load(weights, &prefix, config, config.experts_of_layer(index))?,
         })
     }
 
@@ -101,7 +101,7 @@ impl Layer {
     }
 }
 
-impl Backbone for CausalLm {
+impl Backbone for Transformer {
     fn spec(&self) -> &BackboneSpec {
         &self.spec
     }
