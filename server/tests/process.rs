@@ -135,7 +135,10 @@ fn run_answers_on_stdout_and_counts_on_stderr() {
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{stderr}");
     assert!(stdout.len() > 1 && stdout.ends_with('\n') && !stdout.contains('\x1b'), "{stdout:?}");
-    assert!(stderr.starts_with("4 tokens, 4 passes, 1.00 tokens/forward, ") && stderr.ends_with(", ar\n"), "{stderr:?}");
+    assert!(
+        stderr.starts_with("4 tokens, 4 passes, 1.00 tokens/forward, ") && stderr.ends_with(", ar\n"),
+        "{stderr:?}"
+    );
 }
 
 #[test]
