@@ -57,6 +57,10 @@ fn what_cannot_start_says_why_in_one_line() {
         (vec!["serve", "--port", "0", "--width", "1000"], "width"),
         (vec!["--prot", "1"], "unexpected argument '--prot'"),
         (vec!["serve", "--port", "many"], "invalid value 'many' for '--port"),
+        (vec!["run", "x", "--decoding", "slow"], "`quality`, `balanced`, `fast`"),
+        (vec!["run", "x", "--decoding", "{"], "--decoding: not valid JSON"),
+        (vec!["run", "x", "--temperature", "200"], "`temperature`"),
+        (vec!["run", "x", "--port", "1"], "unexpected argument '--port'"),
         (vec!["serve", "--device", "tpu"], "[possible values: cpu, cuda]"),
     ] {
         let output = run(&args, &[("LEAPFROG_LOG_LEVEL", "off")]);
@@ -123,6 +127,32 @@ fn help_shows_every_option_with_its_variable() {
             assert!(text.contains(word), "{word}\n{text}");
         }
     }
+}
+
+#[test]
+fn run_answers_on_stdout_and_counts_on_stderr() {
+    let output = run(&["run", "2+2=", "--max-tokens", "4", "--decoding", r#"{"strategy": "ar"}"#], &[]);
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{stderr}");
+    assert!(stdout.len() > 1 && stdout.ends_with('\n') && !stdout.contains('\x1b'), "{stdout:?}");
+    assert!(
+        stderr.starts_with("4 tokens, 4 passes, 1.00 tokens/forward, ") && stderr.ends_with(", ar\n"),
+        "{stderr:?}"
+    );
+}
+
+#[test]
+fn run_takes_a_line_a_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = folder.path().join("lines");
+    std::fs::write(&lines, "hello\n\n/clear\nhello\n/exit\nnever\n").unwrap();
+    let lines = std::fs::File::open(lines).unwrap();
+    let output = finish(leapfrog(folder.path()).args(["run", "--max-tokens", "3"]).stdin(lines));
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{stderr}");
+    let replies: Vec<_> = stdout.lines().collect();
+    assert!(replies.len() == 2 && replies[0] == replies[1], "a cleared chat starts anew: {stdout:?}");
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
 }
 
 #[test]

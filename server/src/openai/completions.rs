@@ -69,8 +69,7 @@ pub(crate) async fn completions(
         echoes,
         echoed_suffix: suffix.filter(|_| echo).unwrap_or_default(),
     };
-    let reply = answer(&served, log, wire, params.job(model, ignored), requests).await;
-    reply.map_err(|error| error.rename_param("infill", "suffix"))
+    answer(&served, log, wire, params.job(model, ignored), requests).await
 }
 
 /// Turns the tokens to generate into a hole in front of `suffix`.

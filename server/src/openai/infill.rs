@@ -54,7 +54,7 @@ pub(crate) async fn infill(
     let ignored = params.ignored(fields, state.settings().strict)?;
 
     let first = if is_list { "input" } else { "input_prefix" };
-    let in_text = |error: ApiError| error.rename_param("prompt", first).rename_param("infill", first);
+    let in_text = |error: ApiError| error.rename_param("prompt", first).rename_param("suffix", first);
     let request = encode(info, &text, &params).await.map_err(in_text)?;
     let wire = InfillWire { text: is_list.then_some(text), tokens_evaluated: num_given(&request) };
     let reply = answer(&served, log, wire, params.job(model, ignored), vec![request]).await;

@@ -124,7 +124,8 @@ impl<W: Write> Screen<W> {
         // stays free for the same reason.
         let rows = layout(cells, size.columns.saturating_sub(1));
         let rows = window(&rows, size.rows.saturating_sub(1));
-        let mut text = if self.drawn.is_empty() { HIDE_CURSOR.to_owned() } else { self.home(size.columns) };
+        // A line that was typed ahead leaves the cursor behind the sign that invites to type.
+        let mut text = if self.drawn.is_empty() { format!("{HIDE_CURSOR}\r") } else { self.home(size.columns) };
         for (index, row) in paint(rows, self.colors).iter().enumerate() {
             text.push_str(if index == 0 { "" } else { "\r\n" });
             text.push_str(row);
@@ -226,7 +227,7 @@ mod tests {
         screen.draw(&cells("ab░"), size).unwrap();
         screen.clear(4).unwrap();
         drop(screen);
-        let expected = "\x1b[?25l░░░\x1b[K\r\n░\x1b[K\x1b[J\r\x1b[1Aab░\x1b[K\x1b[J\r\x1b[J\x1b[?25h";
+        let expected = "\x1b[?25l\r░░░\x1b[K\r\n░\x1b[K\x1b[J\r\x1b[1Aab░\x1b[K\x1b[J\r\x1b[J\x1b[?25h";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

@@ -58,7 +58,9 @@ const checks = {
     const chunks = await all(chat({ stream: true, stream_options: { include_usage: true } }));
     const usage = chunks.pop();
     assert.deepEqual(usage.choices, []);
-    assert.deepEqual(usage.usage, whole.usage);
+    // How much of the prompt was cached depends on earlier requests.
+    const counted = ({ prompt_tokens_details: _, ...counts }) => counts;
+    assert.deepEqual(counted(usage.usage), counted(whole.usage));
     assert.equal(chunks.filter((chunk) => chunk.choices[0].delta.role).length, 1);
     const ends = chunks.filter((chunk) => chunk.choices[0].finish_reason);
     assert.equal(ends.length, 1);
