@@ -98,6 +98,8 @@ struct Raw {
     load_seconds: f64,
     peak_mib_after_load: Option<u64>,
     peak_mib: Option<u64>,
+    /// Resident at the end without mapped files: weights, KV cache, and what the allocator holds.
+    anonymous_mib: Option<u64>,
     prompt_tokens: usize,
     runs: Vec<Run>,
     peer: Vec<PeerRun>,
@@ -148,6 +150,7 @@ pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
         load_seconds,
         peak_mib_after_load,
         peak_mib: peak_mib(),
+        anonymous_mib: status_mib("RssAnon:"),
         prompt_tokens: prompt.len(),
         runs,
         peer: peer_runs,
@@ -255,10 +258,15 @@ fn fill(
     }
 }
 
-/// Largest resident size of this process so far, in MiB.
+/// Largest resident size of this process so far, in MiB. Pages of mapped weight files count while they are mapped.
 fn peak_mib() -> Option<u64> {
+    status_mib("VmHWM:")
+}
+
+/// An entry of this process's status, in MiB.
+fn status_mib(name: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib >> 10)
 }
@@ -269,7 +277,7 @@ fn summary(args: &CanvasArgs, raw: &Raw, contenders: &[Contender]) -> String {
     let mib = |value: Option<u64>| value.map_or("unknown".into(), |mib| format!("{mib} MiB"));
     let mut text = format!(
         "`leapfrog-bench {command}`\n\ncommit {}, {} ({} cores, {}), model {} ({} MiB of weights, loaded in {:.0} s; \
-         peak memory {} after loading, {} at the end), prompt of {} tokens, canvas of {}, blocks of {}\n\n\
+         peak resident memory with mapped files {} after loading, {} at the end; without them {} at the end), prompt of {} tokens, canvas of {}, blocks of {}\n\n\
          | run | steps | s per full step (min-max) | s per block step (min-max) | tokens | s in all | tokens per step |\n\
          |---|---|---|---|---|---|---|\n",
         hardware.commit.as_deref().unwrap_or("unknown"),
@@ -281,6 +289,7 @@ fn summary(args: &CanvasArgs, raw: &Raw, contenders: &[Contender]) -> String {
         raw.load_seconds,
         mib(raw.peak_mib_after_load),
         mib(raw.peak_mib),
+        mib(raw.anonymous_mib),
         raw.prompt_tokens,
         args.canvas,
         args.block,

@@ -118,8 +118,7 @@ pub struct DecodeStats {
 /// How a canvas was filled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiffusionStats {
-    /// Passes that judged slots of the canvas. Passes that only store keys and values do not count here, but in
-    /// `forward_passes`.
+    /// Passes that judged slots of the canvas.
     pub denoising_steps: usize,
     /// Blocks begun.
     pub blocks: usize,

@@ -1,6 +1,6 @@
 //! From logits to scores: the sampler, run over the rows of a pass.
 
-use models::{LogitAlignment, Logits, TokenId};
+use models::{LogitAlignment, Logits};
 use rayon::prelude::*;
 
 use crate::{
@@ -88,7 +88,6 @@ fn score_one(
             counts: counts.as_ref().unwrap_or(pass.counts),
             noise,
             forbidden: pass.forbidden(index),
-            num_tokens: usize::MAX,
             logprobs: request.logprobs,
             confidence: None,
         };
@@ -107,21 +106,25 @@ fn score_one(
     Ok(Scored { prompt, rows, nonfinite })
 }
 
-/// Proposes a token for a slot of a canvas: never the mask, never a row that only pads the embeddings.
+/// Proposes a token for a slot of a canvas. The mask, and rows that only pad the embeddings, are taken out of the
+/// distribution before anything else: they are neither proposed nor listed among the likeliest.
 fn propose(logits: &[f32], slot: SlotContext<'_>, canvas: &CanvasReading, pass: &Scoring<'_>) -> TokenScore {
-    let mut forbidden: Vec<TokenId> = slot.forbidden.iter().copied().chain(pass.mask_id).collect();
-    let mut confidence = ConfidenceRule { held_down: &[], ..canvas.confidence };
-    match canvas.suppress_eos {
-        SuppressEos::None => {}
-        SuppressEos::Logits => forbidden.extend_from_slice(pass.end_ids),
-        SuppressEos::Confidence => confidence.held_down = pass.end_ids,
+    let mut logits = logits.to_vec();
+    let num_tokens = pass.num_tokens.min(logits.len());
+    logits[num_tokens..].fill(f32::NEG_INFINITY);
+    if let Some(mask_id) = pass.mask_id {
+        logits[mask_id.0 as usize] = f32::NEG_INFINITY;
     }
-    let slot = SlotContext {
-        noise: slot.noise.at_step(canvas.step),
-        forbidden: &forbidden,
-        num_tokens: pass.num_tokens,
-        confidence: Some(confidence),
-        ..slot
+    let mut confidence = ConfidenceRule { held_down: &[], ..canvas.confidence };
+    let forbidden = match canvas.suppress_eos {
+        SuppressEos::None => slot.forbidden,
+        SuppressEos::Logits => pass.end_ids,
+        SuppressEos::Confidence => {
+            confidence.held_down = pass.end_ids;
+            slot.forbidden
+        }
     };
-    sampling::choose(logits, &slot)
+    let noise = slot.noise.at_step(canvas.step);
+    let slot = SlotContext { noise, forbidden, confidence: Some(confidence), ..slot };
+    sampling::choose(&logits, &slot)
 }

@@ -246,6 +246,7 @@ fn logprobs_have_an_entry_for_every_token() {
         .collect();
     assert_eq!(records.len(), 10);
     assert!(records.iter().all(|record| record.logprob.is_some_and(|p| p < 0.0) && record.top.len() == 3));
+    assert!(records.iter().all(|record| record.top[0].0 == record.id), "greedy: the likeliest, and never the mask");
 }
 
 /// A table that says `text` from position `start` on and then ends for good.

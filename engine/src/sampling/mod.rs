@@ -40,8 +40,6 @@ pub struct SlotContext<'a> {
     pub noise: SlotNoise,
     /// Tokens that must not be chosen here.
     pub forbidden: &'a [TokenId],
-    /// Tokens from this id on must not be chosen: rows that pad the embeddings stand for nothing.
-    pub num_tokens: usize,
     /// Whether to report log-probabilities, and of how many alternatives.
     pub logprobs: Option<usize>,
     /// How to measure the confidence, if at all.
@@ -53,7 +51,6 @@ pub fn choose(logits: &[f32], slot: &SlotContext<'_>) -> TokenScore {
     let sampling = slot.sampling;
     let adjusted = adjust(logits, slot);
     let values = adjusted.as_deref().unwrap_or(logits);
-    let values = &values[..slot.num_tokens.min(values.len())];
     let likeliest = argmax(values);
     let token = if sampling.temperature == 0.0 { likeliest } else { sample(values, likeliest, slot) };
     let confidence = slot.confidence.map(|rule| rule.of(values, token, sampling));
@@ -115,9 +112,7 @@ fn adjust(logits: &[f32], slot: &SlotContext<'_>) -> Option<Vec<f32>> {
         }
     }
     for token in slot.forbidden {
-        if let Some(value) = values.get_mut(token.0 as usize) {
-            *value = f32::NEG_INFINITY;
-        }
+        values[token.0 as usize] = f32::NEG_INFINITY;
     }
     Some(values)
 }

@@ -2,7 +2,7 @@ use super::*;
 
 fn slot<'a>(sampling: &'a Sampling, counts: &'a TokenCounts, index: u64) -> SlotContext<'a> {
     let noise = SlotNoise::new(sampling.seed, 0, index);
-    SlotContext { sampling, counts, noise, forbidden: &[], num_tokens: usize::MAX, logprobs: None, confidence: None }
+    SlotContext { sampling, counts, noise, forbidden: &[], logprobs: None, confidence: None }
 }
 
 fn sampled(logits: &[f32], sampling: &Sampling, draws: u64) -> Vec<usize> {
