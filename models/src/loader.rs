@@ -268,17 +268,19 @@ impl WeightStore {
         for (name, entry) in self.left.iter().filter(|(name, _)| !self.is_double(name)) {
             let row_len = entry.shape.last().copied().unwrap_or(0);
             let num_rows = entry.shape.iter().rev().skip(1).fold(1, |rows: usize, len| rows.saturating_mul(*len));
-            let target = match entry.shape.len() {
-                1 => GgmlType::F32,
-                _ => self.target(name, entry.stored, row_len),
-            };
+            if entry.shape.len() == 1 {
+                packed += (row_len * size_of::<f32>()) as u64;
+                continue;
+            }
+            let target = self.target(name, entry.stored, row_len);
             packed += PackedLinear::bytes_of(target, num_rows, row_len) as u64;
             let converted = match target {
                 GgmlType::F32 => packed_bytes(target, row_len) * num_rows,
                 _ if target == entry.stored => 0,
                 _ => packed_bytes(target, row_len) * num_rows,
             };
-            let moved = if self.interleaved.is_some() { entry.bytes.len() } else { 0 };
+            let is_moved = name.strip_suffix(".weight").and_then(|layer| self.heads_to_reorder(layer)).is_some();
+            let moved = if is_moved { entry.bytes.len() } else { 0 };
             scratch = scratch.max((converted + moved) as u64);
         }
         packed + scratch
@@ -328,12 +330,7 @@ impl WeightStore {
     /// Within a head the file holds row `2j + s` where RoPE over halves wants row `s * head_dim / 2 + j`. Rows are
     /// independent in every stored type, so they move as bytes.
     fn reordered(&self, layer: &str, entry: &TensorEntry, row_len: usize) -> Result<Option<Vec<u8>>, ModelError> {
-        let Some(heads) = self.interleaved else { return Ok(None) };
-        let num_heads = match layer.rsplit('.').next() {
-            Some("q_proj") => heads.num_heads,
-            Some("k_proj") => heads.num_kv_heads,
-            _ => return Ok(None),
-        };
+        let Some(num_heads) = self.heads_to_reorder(layer) else { return Ok(None) };
         let source = &self.files[entry.file][entry.bytes.clone()];
         let half = entry.shape[0] / num_heads / 2;
         let row_bytes = row_bytes(entry.stored, row_len).filter(|bytes| num_heads * half * 2 * bytes == source.len());
@@ -353,6 +350,16 @@ impl WeightStore {
             }
         }
         Ok(Some(target))
+    }
+
+    /// The heads of a projection whose rows the file has interleaved.
+    fn heads_to_reorder(&self, layer: &str) -> Option<usize> {
+        let heads = self.interleaved?;
+        match layer.rsplit('.').next() {
+            Some("q_proj") => Some(heads.num_heads),
+            Some("k_proj") => Some(heads.num_kv_heads),
+            _ => None,
+        }
     }
 
     fn note(&mut self, stored: GgmlType, target: GgmlType, bytes: usize) {

@@ -283,6 +283,37 @@ fn no_damage_to_a_folder_panics() {
 }
 
 #[test]
+fn no_damage_to_a_diffusion_model_panics() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let options = || LoadOptions {
+        tokenizer: Some(goldens.join("tokenizer.json")),
+        mask_id: Some(TokenId(3)),
+        ..LoadOptions::default()
+    };
+    for name in ["llada", "llada-moe", "llada2"] {
+        let folder = TempDir::new().expect("a temporary folder");
+        for entry in fs::read_dir(goldens.join("diffusion").join(name)).expect("readable") {
+            let entry = entry.expect("readable");
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("writable");
+        }
+        let path = folder.path().join("config.json");
+        let good = fs::read(&path).expect("readable");
+        survives(&good, good.len(), |bytes| {
+            fs::write(&path, bytes).expect("writable");
+            load(&ModelSource::Folder(folder.path().into()), &options())
+        });
+    }
+    let folder = TempDir::new().expect("a temporary folder");
+    let path = folder.path().join("damaged.gguf");
+    let good = fs::read(goldens.join("diffusion/llada-moe.gguf")).expect("readable");
+    // Metadata and the descriptions of the tensors end well before this.
+    survives(&good, 8192.min(good.len()), |bytes| {
+        fs::write(&path, bytes).expect("writable");
+        load(&ModelSource::Gguf(path.clone()), &options())
+    });
+}
+
+#[test]
 fn sources_are_told_apart() {
     let folder = tiny_folder();
     let file = folder.path().join("config.json");

@@ -92,6 +92,52 @@ fn sentence_piece_tokens_are_bytes_with_a_space_in_front() {
     assert_eq!(tokenizer.token_bytes(id("<s>")), b"");
 }
 
+/// Asserts that nothing spells the token any more, although its place and its name stay.
+fn is_out_of_reach(tokenizer: Tokenizer, mask: &str, text: &str) {
+    let id = tokenizer.token_id(mask).expect("in the vocabulary");
+    assert!(tokenizer.encode(text, false).expect("encodes").contains(&id), "within reach before");
+    let vocab_size = tokenizer.vocab_size();
+    let tokenizer = tokenizer.with_mask(id, "hidden").expect("a mask");
+    let tokens = tokenizer.encode(text, false).expect("encodes");
+    assert!(!tokens.contains(&id), "{tokens:?}");
+    assert_eq!(tokenizer.decode(&tokens), text);
+    assert_eq!((&*tokenizer.token_text(id), tokenizer.token_bytes(id)), (mask, b"".as_slice()));
+    assert_eq!((tokenizer.token_id(mask), tokenizer.vocab_size()), (Some(id), vocab_size));
+}
+
+#[test]
+fn a_mask_is_out_of_reach_in_every_kind_of_vocabulary() {
+    let bytes = FileBytes::Owned(gguf(&sentence_piece(), &weights()).into());
+    let spm = || tokenizer(&GgufFile::parse(bytes.clone(), "spm").expect("valid")).expect("a tokenizer");
+    is_out_of_reach(spm(), "</s>", "the </s> qu");
+    let error = spm().with_mask(TokenId(1), "spm").expect_err("`<s>` starts every text");
+    assert!(error.to_string().contains("it is added to every text"), "{error}");
+    is_out_of_reach(spm(), "▁the", "the quthe");
+    let error = spm().with_mask(TokenId(3 + 65), "spm").expect_err("`A` is spelled with its byte");
+    assert!(error.to_string().contains("`<0x41>`, which ordinary text is spelled with"), "{error}");
+
+    let byte_level = || Tokenizer::from_json(common::tokenizer().to_string().as_bytes(), "tiny").expect("valid");
+    is_out_of_reach(byte_level(), "<|im_start|>", "a<|im_start|>b<|im_start|>");
+    is_out_of_reach(byte_level(), "<think>", "<think> more");
+    is_out_of_reach(byte_level(), "the", "then");
+
+    let piece = |text: &str, score: f32| json!([text, score]);
+    let unigram = json!({
+        "version": "1.0", "normalizer": null, "post_processor": null,
+        "added_tokens": [{ "id": 1, "content": "<m>", "special": true,
+                           "single_word": false, "lstrip": false, "rstrip": false, "normalized": false }],
+        "pre_tokenizer": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false },
+        "decoder": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false },
+        "model": { "type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": [
+            piece("<unk>", 0.0), piece("<m>", 0.0), piece("▁", -3.0), piece("a", -3.0), piece("b", -3.0),
+            piece("ab", -1.0), piece("<", -3.0), piece("m", -3.0), piece(">", -3.0),
+        ]},
+    });
+    let unigram = || Tokenizer::from_json(unigram.to_string().as_bytes(), "unigram").expect("valid");
+    is_out_of_reach(unigram(), "<m>", "ab <m> ba");
+    is_out_of_reach(unigram(), "ab", "ab <m> ba".replace("<m>", "b").as_str());
+}
+
 #[test]
 fn other_kinds_of_tokenizers_are_refused() {
     let refused = |edit: fn(&mut Value)| {

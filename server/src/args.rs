@@ -145,6 +145,12 @@ pub struct CommonArgs {
     /// A Jinja file to use instead of the model's own chat template
     #[arg(long, env = "LEAPFROG_CHAT_TEMPLATE", value_name = "FILE", help_heading = "Model")]
     pub chat_template: Option<PathBuf>,
+    /// Token that marks what a diffusion model has not written yet [default: the model's own]
+    #[arg(long, env = "LEAPFROG_MASK_ID", value_name = "N", help_heading = "Model")]
+    pub mask_id: Option<u32>,
+    /// How a diffusion model attends, where its config does not say: full or block_causal [default: by its name]
+    #[arg(long, env = "LEAPFROG_ATTENTION", value_name = "KIND", help_heading = "Model")]
+    pub attention: Option<String>,
     /// What runs the model [default: cpu]
     #[arg(long, env = "LEAPFROG_DEVICE", value_enum, help_heading = "Model")]
     pub device: Option<Device>,
@@ -245,6 +251,8 @@ impl CommonArgs {
             quantize: self.quantize.or(fallback.quantize),
             tokenizer: self.tokenizer.or(fallback.tokenizer),
             chat_template: self.chat_template.or(fallback.chat_template),
+            mask_id: self.mask_id.or(fallback.mask_id),
+            attention: self.attention.or(fallback.attention),
             device: self.device.or(fallback.device),
             max_concurrent: self.max_concurrent.or(fallback.max_concurrent),
             max_queue: self.max_queue.or(fallback.max_queue),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Args;
-use engine::{EngineSettings, LoadOptions, ModelError, ModelSource};
+use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, TokenId};
 use serde::de::IgnoredAny;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
@@ -148,6 +148,7 @@ impl Settings {
             Some(name) => name.parse()?,
         };
         let quantize = args.quantize.as_deref().map(str::parse).transpose()?;
+        let attention = args.attention.as_deref().map(str::parse).transpose()?;
         let defaults = EngineSettings::default();
         let engine = EngineSettings {
             max_concurrent: args.max_concurrent.unwrap_or(defaults.max_concurrent),
@@ -165,8 +166,8 @@ impl Settings {
                 quantize,
                 tokenizer: args.tokenizer.clone(),
                 chat_template: args.chat_template.clone(),
-                mask_id: None,
-                attention: None,
+                mask_id: args.mask_id.map(TokenId),
+                attention,
             },
             engine,
             host: serve.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
@@ -261,6 +262,7 @@ fn read_keys(path: &Path) -> Result<Vec<String>, SettingsError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use engine::AttentionChoice;
 
     use super::*;
     use crate::args::Cli;
@@ -292,6 +294,15 @@ mod tests {
         assert_eq!(settings.log.format, LogFormat::Json);
         let settings = resolve(&["--strict=false"], Some(file)).unwrap();
         assert!(!settings.http.strict, "a flag can also turn off what the file turns on");
+    }
+
+    #[test]
+    fn what_a_diffusion_model_does_not_say_of_itself_can_be_told() {
+        let settings = resolve(&["--mask-id", "5"], Some("attention = \"block_causal\"\nmask_id = 7\n")).unwrap();
+        assert_eq!(settings.load.mask_id, Some(TokenId(5)));
+        assert_eq!(settings.load.attention, Some(AttentionChoice::BlockCausal));
+        let error = resolve(&["--attention", "causal"], None).unwrap_err().to_string();
+        assert!(error.contains("full, block_causal"), "{error}");
     }
 
     #[test]
@@ -339,6 +350,7 @@ mod tests {
         for flags in [
             &["--device", "cuda"][..],
             &["--quantize", "q3"],
+            &["--attention", "causal"],
             &["--log-level", "info,=,"],
             &["--cors-origin", "example.org"],
             &["--api-key-file", "/nowhere/keys"],

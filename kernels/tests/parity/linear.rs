@@ -242,3 +242,15 @@ fn wrong_weights_are_refused() {
     let wide = PackedLinear::from_f32(&[0.0; 6], 2, 3).unwrap();
     assert!(matches!(PackedLinear::stack(vec![narrow, wide]), Err(KernelError::Unstackable { .. })));
 }
+
+#[test]
+fn the_size_of_packed_weights_is_known_beforehand() {
+    for (ty, dtype) in QUANTIZED.into_iter().chain(FLOATS) {
+        for (out_features, in_features) in [(1, 256), (16, 512), (37, 256)] {
+            let (bytes, _) = quantized(dtype, out_features, in_features, 3);
+            let packed = PackedLinear::from_ggml(ty, &bytes, out_features, in_features).unwrap();
+            let told = PackedLinear::bytes_of(ty, out_features, in_features);
+            assert_eq!(told, packed.weight_bytes(), "{ty} [{out_features}, {in_features}]");
+        }
+    }
+}

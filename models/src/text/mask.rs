@@ -23,9 +23,8 @@ pub(super) fn hide(json: &str, mask: TokenId, spelling: &str) -> Result<String, 
     let model = &mut json["model"];
     match &mut model["vocab"] {
         Value::Object(vocab) => {
-            if vocab.shift_remove(spelling).is_some() {
-                vocab.insert(STAND_IN.into(), mask.0.into());
-            }
+            let id = vocab.shift_remove(spelling);
+            vocab.extend(id.map(|id| (STAND_IN.to_owned(), id)));
         }
         // Unigram: pairs of a piece and its score, by id.
         Value::Array(vocab) => {

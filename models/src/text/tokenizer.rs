@@ -124,6 +124,9 @@ impl Tokenizer {
     pub fn with_mask(self, mask: TokenId, origin: &str) -> Result<Self, ModelError> {
         let Some(spelling) = self.inner.id_to_token(mask.0) else { return Ok(self) };
         let bad = |reason: String| ModelError::BadTokenizer { origin: origin.into(), reason };
+        if self.prefix.contains(&mask) {
+            return Err(bad(format!("`{spelling}` cannot be the mask token, it is added to every text")));
+        }
         let added = self.inner.get_added_tokens_decoder();
         let is_added = added.contains_key(&mask.0);
         if !is_added && (spelling.chars().count() == 1 || fallback_byte(&spelling).is_some()) {

@@ -26,13 +26,18 @@ pub(crate) struct Weight {
     pub(crate) values: Vec<f32>,
 }
 
-/// The weights of the tiny model, from a fixed seed. The head is separate.
-pub(crate) fn weights() -> Vec<Weight> {
+/// Numbers between -0.25 and 0.25 from a fixed seed.
+pub(crate) fn random() -> impl FnMut() -> f32 {
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
-    let mut random = move || {
+    move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.5
-    };
+    }
+}
+
+/// The weights of the tiny model, from a fixed seed. The head is separate.
+pub(crate) fn weights() -> Vec<Weight> {
+    let mut random = random();
     let mut weights = Vec::new();
     let mut add = |name: String, shape: &[usize]| {
         let values = (0..shape.iter().product()).map(|_| random() + if shape.len() == 1 { 1.0 } else { 0.0 }).collect();
@@ -190,8 +195,22 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
-/// Serialises weights as an f32 GGUF file, q and k interleaved as converters write them.
+/// Serialises weights as an f32 GGUF file, q and k interleaved as converters write them for a llama.
 pub(crate) fn gguf(metadata: &[(String, Meta)], weights: &[Weight]) -> Vec<u8> {
+    let is_llama = metadata.iter().any(|(_, value)| matches!(value, Meta::Text(text) if text == "llama"));
+    let stored = |weight: &Weight| {
+        let values = if is_llama { interleaved(weight) } else { weight.values.clone() };
+        (0, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    };
+    gguf_with(metadata, weights, stored)
+}
+
+/// Serialises weights as a GGUF file; `stored` gives the type code and bytes of each.
+pub(crate) fn gguf_with(
+    metadata: &[(String, Meta)],
+    weights: &[Weight],
+    stored: impl Fn(&Weight) -> (u32, Vec<u8>),
+) -> Vec<u8> {
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3u32.to_le_bytes());
     bytes.extend((weights.len() as u64).to_le_bytes());
@@ -241,9 +260,10 @@ pub(crate) fn gguf(metadata: &[(String, Meta)], weights: &[Weight]) -> Vec<u8> {
         put_text(&mut bytes, &gguf_name(&weight.name));
         bytes.extend((weight.shape.len() as u32).to_le_bytes());
         weight.shape.iter().rev().for_each(|len| bytes.extend((*len as u64).to_le_bytes()));
-        bytes.extend(0u32.to_le_bytes());
+        let (code, stored) = stored(weight);
+        bytes.extend(code.to_le_bytes());
         bytes.extend((data.len() as u64).to_le_bytes());
-        data.extend(interleaved(weight).iter().flat_map(|value| value.to_le_bytes()));
+        data.extend(stored);
         data.resize(data.len().next_multiple_of(32), 0);
     }
     bytes.resize(bytes.len().next_multiple_of(32), 0);
@@ -263,9 +283,15 @@ fn gguf_name(name: &str) -> String {
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("mlp.experts.gate_proj", "ffn_gate_exps"),
+        ("mlp.experts.up_proj", "ffn_up_exps"),
+        ("mlp.experts.down_proj", "ffn_down_exps"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
+        ("mlp.gate.", "ffn_gate_inp."),
     ];
     renamed.iter().fold(name.to_string(), |name, (from, to)| name.replace(from, to))
 }

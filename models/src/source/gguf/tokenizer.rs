@@ -18,13 +18,15 @@ const USER_DEFINED: i128 = 4;
 /// The pre-tokenizers, as an error message lists them.
 const SUPPORTED_PRE: &str = "default, gpt-2, smollm, starcoder, refact, command-r, llama-bpe (llama3, llama-v3, \
                              falcon3, smaug-bpe, dbrx), qwen2 (deepseek-r1-qwen, stablelm2), deepseek-coder, \
-                             deepseek-llm, tekken";
+                             deepseek-llm, tekken, llada-moe (bailingmoe, bailingmoe2)";
 
 /// Splits of the families, in the notation of the tokenizers they were published with.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Chinese, Korean and neighbours, as the DeepSeek tokenizers delimit them.
 const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-퟿]+";
@@ -120,6 +122,7 @@ impl PreTokenizer {
             "llama-bpe" | "llama3" | "llama-v3" | "falcon3" => (vec![split(LLAMA3)], true, Value::Null),
             "smaug-bpe" | "dbrx" => (vec![split(LLAMA3)], false, Value::Null),
             "qwen2" | "deepseek-r1-qwen" | "stablelm2" => (vec![split(QWEN2)], false, json!({ "type": "NFC" })),
+            "llada-moe" | "bailingmoe" | "bailingmoe2" => (vec![split(BAILING)], false, Value::Null),
             "tekken" => (vec![split(TEKKEN)], true, Value::Null),
             "deepseek-coder" => {
                 let patterns = ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK];
