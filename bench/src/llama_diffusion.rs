@@ -4,11 +4,7 @@
 //! filter, is 1 for every slot; ties go to the smaller position, so its quota works from left to right. Our policy
 //! `quota` with the ranking `sequential` is the same rule.
 
-use std::{
-    path::PathBuf,
-    process::Command,
-    time::Instant,
-};
+use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, ensure};
 use serde::Serialize;

@@ -390,7 +390,10 @@ impl DecoderPlan {
             Strategy::Auto | Strategy::Ar | Strategy::Jacobi => {}
         }
         if request.decoding.diffusion != DiffusionOptions::default() {
-            return invalid("decoding", format!("the options of a canvas are for diffusion models; `{family}` is none"));
+            return invalid(
+                "decoding",
+                format!("the options of a canvas are for diffusion models; `{family}` is none"),
+            );
         }
         if !request.infill.is_empty() {
             return invalid("suffix", format!("infill needs a diffusion model; `{family}` is none"));

@@ -159,7 +159,8 @@ impl Harness {
         settings: EngineSettings,
         make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let (worker, threads) = crate::engine::by_hand(model, &settings, Some(Box::new(move |request| Ok(make(request)))))?;
+        let (worker, threads) =
+            crate::engine::by_hand(model, &settings, Some(Box::new(move |request| Ok(make(request)))))?;
         Ok(Self { worker, threads })
     }
 

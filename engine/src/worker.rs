@@ -286,12 +286,10 @@ impl Worker {
         for (Turn { index, row_cap, plan }, scored) in turns.into_iter().zip(scored) {
             let cost = PassCost::new(&self.cost, others, others as f64);
             let sequence = &mut self.running[index];
-            let applied = scored
-                .map_err(Ending::Failed)
-                .and_then(|Scored { prompt, rows, nonfinite }| {
-                    self.metrics.nonfinite_rows.inc_by(nonfinite);
-                    sequence.apply(&plan, row_cap, cost, prompt, rows)
-                });
+            let applied = scored.map_err(Ending::Failed).and_then(|Scored { prompt, rows, nonfinite }| {
+                self.metrics.nonfinite_rows.inc_by(nonfinite);
+                sequence.apply(&plan, row_cap, cost, prompt, rows)
+            });
             match applied {
                 Ok(applied) => self.metrics.observe(applied),
                 Err(ending) => endings.push((index, ending)),

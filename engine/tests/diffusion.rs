@@ -67,7 +67,8 @@ fn crowd(attention: AttentionKind) -> Vec<Request> {
                 ..DiffusionOptions::default()
             };
             let temperature = if i % 2 == 0 { 0.0 } else { 0.8 };
-            let sampling = Sampling { temperature, seed: i, presence_penalty: (i % 3) as f32 / 2.0, ..Sampling::default() };
+            let sampling =
+                Sampling { temperature, seed: i, presence_penalty: (i % 3) as f32 / 2.0, ..Sampling::default() };
             Request { sampling, logprobs: (i == 3).then_some(2), ..request(prompt, 20 + 3 * i as usize, options) }
         })
         .collect()
@@ -324,7 +325,8 @@ fn equal_beginnings_are_read_once() {
     let ar = DecodingOptions { strategy: Strategy::Ar, ..DecodingOptions::default() };
     let causal = || model(Scripted::causal(Rule::Hash { seed: 7 }, BYTE_VOCAB, 512)).unwrap();
     let units = |alignment| {
-        let backbone = Scripted::diffusion(Rule::Hash { seed: 7 }, BYTE_VOCAB, 512, blocks(8)).with_alignment(alignment);
+        let backbone =
+            Scripted::diffusion(Rule::Hash { seed: 7 }, BYTE_VOCAB, 512, blocks(8)).with_alignment(alignment);
         model(backbone).unwrap()
     };
     let cases: [(&dyn Fn() -> engine::LoadedModel, DecodingOptions, usize); 3] = [
@@ -333,7 +335,8 @@ fn equal_beginnings_are_read_once() {
         (&|| units(LogitAlignment::NextSlot), DecodingOptions::default(), 96),
     ];
     for (make, decoding, shared) in cases {
-        let ask = |prompt: &[u32]| Request { decoding: decoding.clone(), ..request(prompt, 30, DiffusionOptions::default()) };
+        let ask =
+            |prompt: &[u32]| Request { decoding: decoding.clone(), ..request(prompt, 30, DiffusionOptions::default()) };
         let fresh = |prompt: &[u32]| Harness::new(make(), settings()).unwrap().run_one(ask(prompt)).tokens;
         let mut harness = Harness::new(make(), settings()).unwrap();
         let cached = |transcript: &Transcript| transcript.finish().unwrap().stats.cached_tokens;

@@ -22,7 +22,12 @@ pub use jacobi::{Jacobi, JacobiConfig};
 pub use width::{Survival, WidthController};
 
 pub use crate::sampling::TokenScore;
-use crate::{cost::PassCost, event::DiffusionStats, request::{StopRules, SuppressEos}, sampling::ConfidenceRule};
+use crate::{
+    cost::PassCost,
+    event::DiffusionStats,
+    request::{StopRules, SuppressEos},
+    sampling::ConfidenceRule,
+};
 
 /// One strategy for one sequence. Owns its drafts; dies with the request.
 pub trait Decoder: Send {

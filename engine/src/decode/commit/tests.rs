@@ -64,11 +64,8 @@ fn worked_cases_of_local_leap() {
 
 #[test]
 fn rules_are_told_apart() {
-    let rules: Vec<Rule> = leap(KAPPA, Some(TAU), 1)
-        .select(&candidates(".95 .80 .40"))
-        .into_iter()
-        .map(|(_, rule)| rule)
-        .collect();
+    let rules: Vec<Rule> =
+        leap(KAPPA, Some(TAU), 1).select(&candidates(".95 .80 .40")).into_iter().map(|(_, rule)| rule).collect();
     assert_eq!(rules, [Rule::Anchor, Rule::Relaxed]);
     assert_eq!(leap(KAPPA, Some(TAU), 1).select(&candidates(".10 .80")), [(1, Rule::Top)]);
 }
@@ -163,9 +160,8 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
 }
 
 fn any_leap() -> impl Strategy<Value = LocalLeap> {
-    (1u32..=21, proptest::option::of(0u32..=20), 0usize..8).prop_map(|(kappa, tau, radius)| {
-        leap(kappa as f32 / 20.0, tau.map(|tau| tau as f32 / 20.0), radius)
-    })
+    (1u32..=21, proptest::option::of(0u32..=20), 0usize..8)
+        .prop_map(|(kappa, tau, radius)| leap(kappa as f32 / 20.0, tau.map(|tau| tau as f32 / 20.0), radius))
 }
 
 fn any_policy() -> impl Strategy<Value = Box<dyn CommitPolicy>> {

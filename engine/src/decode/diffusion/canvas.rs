@@ -80,9 +80,10 @@ impl Canvas {
             }
         }
         if let Shape::Units { end, .. } = shape {
-            holes = vec![prompt.len()..end];
+            holes.push(prompt.len()..end);
         }
-        let mut canvas = Self { mask_id, shape, tokens, slots, holes, block: None, num_begun: 0, released: prompt.len() };
+        let mut canvas =
+            Self { mask_id, shape, tokens, slots, holes, block: None, num_begun: 0, released: prompt.len() };
         canvas.advance();
         canvas
     }

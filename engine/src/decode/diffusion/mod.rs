@@ -197,10 +197,11 @@ impl Diffusion {
             let confidence = score.confidence.unwrap_or(0.0);
             match self.canvas.slot(position) {
                 Slot::Open => candidates.push(Candidate { position, confidence }),
-                Slot::Decided(old) if old.token != score.token => {
-                    if self.editing().is_some_and(|(threshold, _)| confidence > threshold) {
-                        edited.push(position);
-                    }
+                Slot::Decided(old)
+                    if old.token != score.token
+                        && self.editing().is_some_and(|(threshold, _)| confidence > threshold) =>
+                {
+                    edited.push(position);
                 }
                 _ => {}
             }
@@ -273,7 +274,13 @@ impl Decoder for Diffusion {
         let Some(block) = self.canvas.block() else {
             // Nothing is left to decide; `judge` says so.
             let tokens = tokens[..1].to_vec();
-            return StepPlan { start: 0, tokens, visibility: Visibility::Causal, scored: 0..0, reading: Reading::InOrder };
+            return StepPlan {
+                start: 0,
+                tokens,
+                visibility: Visibility::Causal,
+                scored: 0..0,
+                reading: Reading::InOrder,
+            };
         };
         let span = self.span(block, seq.kv_len);
         if let RowDemand::Chunks { .. } = self.demand(seq)

@@ -140,8 +140,7 @@ fn local_leap() -> DiffusionOptions {
 fn loop_trace_of_local_leap() {
     let mut decoder = decoder(&full(), &request(3, 16, local_leap()));
     let trace = run(&mut decoder, 16, 1, mock(BASE, &[]));
-    let expected: [&[usize]; 7] =
-        [&[4, 5, 6, 8, 9], &[10], &[3], &[7], &[12, 13, 14, 15, 16], &[17, 18], &[11]];
+    let expected: [&[usize]; 7] = [&[4, 5, 6, 8, 9], &[10], &[3], &[7], &[12, 13, 14, 15, 16], &[17, 18], &[11]];
     assert_eq!(trace.fixed, expected);
     let stats = decoder.diffusion().unwrap();
     assert_eq!((stats.denoising_steps, stats.blocks), (7, 2));
@@ -153,23 +152,8 @@ fn loop_trace_of_local_leap() {
 fn loop_trace_of_the_threshold() {
     let options = DiffusionOptions { policy: Some(Policy::Threshold), ..options() };
     let trace = run(&mut decoder(&full(), &request(3, 16, options)), 16, 1, mock(BASE, &[]));
-    let expected: [&[usize]; 15] = [
-        &[5, 9],
-        &[4],
-        &[8],
-        &[6],
-        &[10],
-        &[3],
-        &[7],
-        &[14],
-        &[16],
-        &[18],
-        &[13],
-        &[12],
-        &[15],
-        &[17],
-        &[11],
-    ];
+    let expected: [&[usize]; 15] =
+        [&[5, 9], &[4], &[8], &[6], &[10], &[3], &[7], &[14], &[16], &[18], &[13], &[12], &[15], &[17], &[11]];
     assert_eq!(trace.fixed, expected);
 }
 
@@ -187,8 +171,7 @@ fn loop_trace_of_the_quota() {
 fn loop_trace_of_one_large_block() {
     let options = DiffusionOptions { block_length: Some(16), ..local_leap() };
     let trace = run(&mut decoder(&full(), &request(3, 16, options)), 16, 1, mock(BASE, &[]));
-    let expected: [&[usize]; 8] =
-        [&[4, 5, 6, 8, 9], &[13, 14, 16], &[10, 12], &[3], &[17, 18], &[15], &[7], &[11]];
+    let expected: [&[usize]; 8] = [&[4, 5, 6, 8, 9], &[13, 14, 16], &[10, 12], &[3], &[17, 18], &[15], &[7], &[11]];
     assert_eq!(trace.fixed, expected);
 }
 
@@ -365,10 +348,7 @@ fn what_does_not_fit_is_refused_by_name() {
         (DiffusionOptions { cache: Some(CacheMode::Block), ..base() }, "decoding.cache"),
         (DiffusionOptions { policy: Some(Policy::Quota), threshold: Some(0.5), ..base() }, "decoding.threshold"),
         (DiffusionOptions { policy: Some(Policy::Threshold), radius: Some(3), ..base() }, "decoding.radius"),
-        (
-            DiffusionOptions { remasking: Some(crate::request::Remasking::Entropy), ..base() },
-            "decoding.remasking",
-        ),
+        (DiffusionOptions { remasking: Some(crate::request::Remasking::Entropy), ..base() }, "decoding.remasking"),
     ] {
         assert_eq!(error(&whole, &diffusion(options)), param);
     }
