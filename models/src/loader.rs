@@ -287,11 +287,17 @@ impl WeightStore {
     }
 
     /// Whether there is a head of its own although the config says that the embeddings are the head. From then on it
-    /// counts as a tensor that the layers use.
+    /// counts as a tensor that the layers use. A mere copy of the embeddings is none.
     pub(crate) fn takes_separate_head(&mut self) -> bool {
-        let is_there = self.tied && self.has(&format!("{}.weight", self.names.head));
-        self.tied &= !is_there;
-        is_there
+        let entry = |name: &str| self.left.get(&format!("{name}.weight"));
+        let bytes = |entry: &TensorEntry| &self.files[entry.file][entry.bytes.clone()];
+        let is_separate = match (entry(self.names.head), entry(self.names.embedding)) {
+            (Some(head), Some(embedding)) => head.stored != embedding.stored || bytes(head) != bytes(embedding),
+            (head, _) => head.is_some(),
+        };
+        let takes = self.tied && is_separate;
+        self.tied &= !takes;
+        takes
     }
 
     /// Whether a tensor is a second copy of the embeddings, which the layers share instead.

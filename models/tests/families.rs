@@ -248,17 +248,23 @@ fn a_diffusion_model_without_a_recommended_temperature_has_zero() {
 
 #[test]
 fn only_an_a2d_model_takes_a_head_that_its_config_denies() {
-    let num_params = |name, architecture| {
+    let num_params = |name, architecture, weights: &[common::Weight]| {
         let folder = diffusion_folder(name, architecture, "<|mask|>");
+        fs::write(folder.path().join("model.safetensors"), common::safetensors(weights)).expect("writable");
         common::edit_config(folder.path(), |config| {
             config["architectures"] = json!([architecture]);
             config["tie_word_embeddings"] = json!(true);
         });
         load_folder(folder.path()).expect("it loads").backbone.spec().num_params
     };
-    let all: usize = weights().iter().map(|weight| weight.values.len()).sum();
-    assert_eq!(num_params("mdlm", "A2DLlamaLMHeadModel"), all);
-    assert_eq!(num_params("llama", "LlamaForCausalLM"), all - common::VOCAB * common::HIDDEN);
+    let mut weights = weights();
+    let all: usize = weights.iter().map(|weight| weight.values.len()).sum();
+    let shared = all - common::VOCAB * common::HIDDEN;
+    assert_eq!(num_params("mdlm", "A2DLlamaLMHeadModel", &weights), all);
+    assert_eq!(num_params("llama", "LlamaForCausalLM", &weights), shared);
+    let embedding = weights[0].values.clone();
+    weights.last_mut().expect("the head").values = embedding;
+    assert_eq!(num_params("mdlm", "A2DLlamaLMHeadModel", &weights), shared, "a copy of the embeddings");
 }
 
 #[test]

@@ -92,6 +92,53 @@ fn sentence_piece_tokens_are_bytes_with_a_space_in_front() {
     assert_eq!(tokenizer.token_bytes(id("<s>")), b"");
 }
 
+#[test]
+fn a_vocabulary_in_files_of_its_own_is_read_as_qwen2_does() {
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    common::write_folder(folder.path());
+    let write = |name: &str, text: String| fs::write(folder.path().join(name), text).expect("writable");
+    fs::remove_file(folder.path().join("tokenizer.json")).expect("it is there");
+    let refused = |cause: &str| {
+        let source = ModelSource::Folder(folder.path().into());
+        let message = load(&source, &LoadOptions::default()).expect_err(cause).to_string();
+        assert!(message.contains(cause), "{message}");
+    };
+    refused("has no tokenizer.json");
+    // All but the added tokens, which the config or a file of their own has.
+    let vocab: serde_json::Map<String, Value> = common::tokens()
+        .into_iter()
+        .zip(0..)
+        .filter(|(_, id)| !(256..=260).contains(id))
+        .map(|(token, id)| (token, json!(id)))
+        .collect();
+    write("vocab.json", Value::Object(vocab).to_string());
+    write("merges.txt", "#version: 0.2\nt h\nth e\nĠ the\n".into());
+    refused("has no tokenizer.json");
+    write("tokenizer_config.json", json!({ "tokenizer_class": "OtherTokenizer" }).to_string());
+    refused("has no tokenizer.json");
+    let decoder = json!({
+        "258": { "content": "<|im_start|>", "special": true }, "256": { "content": "<|bos|>", "special": true },
+        "260": { "content": "<think>", "special": false }, "257": { "content": "<|end|>", "special": true },
+    });
+    let config = json!({ "tokenizer_class": "DreamTokenizer", "added_tokens_decoder": decoder });
+    write("tokenizer_config.json", config.to_string());
+    write("added_tokens.json", json!({ "<|im_end|>": 259, "<|bos|>": 256 }).to_string());
+    let model = load(&ModelSource::Folder(folder.path().into()), &LoadOptions::default()).expect("it loads");
+
+    let mut as_gguf = metadata();
+    as_gguf.retain(|(key, _)| key != "tokenizer.ggml.pre");
+    as_gguf.push(("tokenizer.ggml.pre".into(), Meta::Text("qwen2".into())));
+    let bytes = FileBytes::Owned(gguf(&as_gguf, &weights()).into());
+    let expected = tokenizer(&GgufFile::parse(bytes, "qwen2").expect("valid")).expect("a tokenizer");
+    bytes_are_the_text(&model.tokenizer, "");
+    for text in TEXTS.into_iter().chain(["<|im_start|>the<think> then<|im_end|>", "e\u{301} 1234 the's\r\n\n x"]) {
+        let tokens = model.tokenizer.encode(text, true).expect("encodes");
+        assert_eq!(tokens, expected.encode(text, true).expect("encodes"), "{text:?}");
+    }
+    let special = |id| model.tokenizer.is_special(TokenId(id));
+    assert_eq!([256, 257, 258, 259, 260].map(special), [true, true, true, true, false]);
+}
+
 /// Asserts that nothing spells the token any more, although its place and its name stay.
 fn is_out_of_reach(tokenizer: Tokenizer, mask: &str, text: &str) {
     let id = tokenizer.token_id(mask).expect("in the vocabulary");

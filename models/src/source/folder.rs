@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{GenerationDefaults, JacobiHints, safetensors::Shard};
+use super::{GenerationDefaults, JacobiHints, safetensors::Shard, vocab::VocabFiles};
 use crate::{ChatTemplate, ModelError, TokenId, Tokenizer, config::OneOrMany, loader::FileBytes};
 
 /// Largest of the files that are read as a whole; the largest tokenizers have some 40 MB.
@@ -92,9 +92,22 @@ impl ModelFiles {
     /// The tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let name = "tokenizer.json";
-        let json =
-            self.read(name)?.ok_or_else(|| self.missing("tokenizer.json (other tokenizer files are not read)"))?;
-        Tokenizer::from_json(&json, &self.path(name).display().to_string())
+        if let Some(json) = self.read(name)? {
+            return Tokenizer::from_json(&json, &self.path(name).display().to_string());
+        }
+        let files = self.vocab_files()?;
+        let built = files.and_then(|files| files.tokenizer(&self.path("vocab.json").display().to_string()));
+        built.unwrap_or_else(|| {
+            Err(self.missing("tokenizer.json (of other tokenizer files, only those of Qwen2 and Dream are read)"))
+        })
+    }
+
+    /// A vocabulary and its merges in files of their own, if there are any.
+    fn vocab_files(&self) -> Result<Option<VocabFiles>, ModelError> {
+        let (Some(vocab), Some(merges)) = (self.json("vocab.json")?, self.text("merges.txt")?) else { return Ok(None) };
+        let config = self.json("tokenizer_config.json")?.unwrap_or_default();
+        let added = self.json("added_tokens.json")?.unwrap_or_default();
+        Ok(Some(VocabFiles { vocab, merges, config, added }))
     }
 
     /// The weight files: `model.safetensors`, or the shards that the index names.

@@ -25,7 +25,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::{AttentionChoice, ConfigHints, ModelConfig, ModelError};
 
 /// What a folder snapshot needs: config, tokenizer, template and weights.
-const WANTED: [&str; 3] = ["*.json", "*.jinja", "*.safetensors"];
+const WANTED: [&str; 4] = ["*.json", "*.jinja", "merges.txt", "*.safetensors"];
 /// Copies of the weights in other layouts, and everything in folders.
 const UNWANTED: [&str; 2] = ["*/*", "consolidated*"];
 /// A log line is written each time so many percent more are there.

@@ -7,6 +7,7 @@ mod hub;
 mod mask;
 pub mod memory;
 mod safetensors;
+mod vocab;
 
 use std::{
     ffi::OsStr,

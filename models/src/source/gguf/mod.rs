@@ -13,6 +13,7 @@ use std::{
 
 use kernels::GgmlType;
 
+pub(in crate::source) use self::tokenizer::qwen2_json;
 pub use self::tokenizer::tokenizer;
 pub(crate) use self::tokenizer::{end_of_turn_ids, named_token};
 

@@ -85,20 +85,12 @@ fn byte_level(file: &GgufFile, ids: &HashMap<&str, usize>) -> Result<Value, Mode
         value: format!("`{pre}`"),
         supported: SUPPORTED_PRE.into(),
     })?;
-    Ok(json!({
-        "version": "1.0",
-        "normalizer": style.normalizer,
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": style.steps },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
-        "model": {
-            "type": "BPE",
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": style.ignore_merges,
-            "vocab": ids,
-            "merges": merges,
-        },
-    }))
+    Ok(style.json(json!(ids), json!(merges)))
+}
+
+/// The `tokenizer.json` of a Qwen2 vocabulary, without added tokens.
+pub(in crate::source) fn qwen2_json(vocab: Value, merges: Value) -> Option<Value> {
+    PreTokenizer::named("qwen2").map(|style| style.json(vocab, merges))
 }
 
 /// How text is cut before merging.
@@ -110,6 +102,24 @@ struct PreTokenizer {
 }
 
 impl PreTokenizer {
+    /// A byte-level tokenizer that cuts text this way.
+    fn json(self, vocab: Value, merges: Value) -> Value {
+        json!({
+            "version": "1.0",
+            "normalizer": self.normalizer,
+            "pre_tokenizer": { "type": "Sequence", "pretokenizers": self.steps },
+            "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+            "model": {
+                "type": "BPE",
+                "fuse_unk": false,
+                "byte_fallback": false,
+                "ignore_merges": self.ignore_merges,
+                "vocab": vocab,
+                "merges": merges,
+            },
+        })
+    }
+
     fn named(name: &str) -> Option<Self> {
         let split = |pattern: &str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
         let digits = || json!({ "type": "Digits", "individual_digits": true });
