@@ -214,7 +214,7 @@ impl RawConfig {
             norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
             rope_theta,
             rope_scaling,
-            context_len: self.max_position_embeddings,
+            context_len: family.context_len(self.max_position_embeddings),
             tie_embeddings: self.tie_word_embeddings.unwrap_or(false),
             qkv_bias: match layout {
                 Layout::Qwen2 => true,

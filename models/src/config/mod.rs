@@ -62,6 +62,15 @@ pub enum Family {
 }
 
 impl Family {
+    /// Longest sequence, in tokens, for a config that claims `claimed`. Dream's configs keep the number of the model it
+    /// was made from; it was trained on 2048 tokens.
+    pub(crate) fn context_len(self, claimed: usize) -> usize {
+        match self {
+            Self::Dream => claimed.min(2048),
+            _ => claimed,
+        }
+    }
+
     /// The name that [`crate::BackboneSpec::family`] carries.
     pub fn name(self) -> &'static str {
         match self {

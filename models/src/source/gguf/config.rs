@@ -96,7 +96,7 @@ impl ModelConfig {
                 .ok_or_else(|| file.bad("the metadata has no RMSNorm epsilon".into()))?,
             rope_theta: file.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
             rope_scaling: rope_scaling(file, architecture)?,
-            context_len,
+            context_len: family.context_len(context_len),
             tie_embeddings: file.shape("lm_head.weight").is_none(),
             qkv_bias: matches!(family, Family::Qwen2 | Family::Dream) || has_bias("self_attn.q_proj"),
             output_bias: has_bias("self_attn.o_proj"),
