@@ -78,7 +78,8 @@ PRESETS = {
 def add_shape_options(parser: argparse.ArgumentParser, preset: str) -> None:
     parser.add_argument("--preset", choices=PRESETS, default=preset, help=f"sizes to start from (default {preset})")
     for field in fields(Shape):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, help=f"in place of the preset's {field.name}")
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=int, help=f"in place of the preset's {field.name}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
 

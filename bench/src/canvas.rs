@@ -6,8 +6,8 @@ use std::{fs, path::PathBuf, time::Instant};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use engine::{
-    CacheMode, DecodingOptions, DiffusionOptions, EarlyStop, Engine, EngineSettings, Event, LoadOptions, ModelSource,
-    Policy, Quantize, Remasking, Request, StopRules, TokenId,
+    Activations, CacheMode, DecodingOptions, DiffusionOptions, EarlyStop, Engine, EngineSettings, Event, LoadOptions,
+    ModelSource, Policy, Quantize, Remasking, Request, StopRules, TokenId,
 };
 use serde::Serialize;
 
@@ -27,6 +27,9 @@ pub(crate) struct CanvasArgs {
     /// Quantise the weights at load.
     #[arg(long)]
     quantize: Option<Quantize>,
+    /// Rounding of what goes into quantised layers: int8 or int16.
+    #[arg(long, default_value = "int16")]
+    activations: Activations,
     /// Threads; all cores if left out.
     #[arg(long)]
     threads: Option<usize>,
@@ -60,6 +63,9 @@ pub(crate) struct CanvasArgs {
     /// Path of llama.cpp's `llama-diffusion-cli`, to be measured in the same rounds; `--model` must be a GGUF file.
     #[arg(long)]
     llama_diffusion: Option<PathBuf>,
+    /// The program carries the patch of `peers/README.md`: its quota ranks by confidence.
+    #[arg(long)]
+    llama_patched: bool,
     /// Folder for `summary.md` and `raw.json`.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -116,11 +122,15 @@ pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
             canvas: args.canvas,
             block: args.block,
             steps: args.steps,
+            patched: args.llama_patched,
         }),
         (Some(_), _) => bail!("--llama-diffusion needs a GGUF file as --model"),
     };
     let began = Instant::now();
-    let model = engine::load(&source, &LoadOptions { quantize: args.quantize, ..LoadOptions::default() })?;
+    let model = engine::load(
+        &source,
+        &LoadOptions { quantize: args.quantize, activations: args.activations, ..LoadOptions::default() },
+    )?;
     ensure!(model.backbone.spec().mask_id.is_some(), "{} is not a diffusion model", args.model);
     let settings = EngineSettings { threads: args.threads, max_concurrent: 1, ..EngineSettings::default() };
     let engine = Engine::start(model, settings)?;
@@ -313,14 +323,13 @@ fn summary(args: &CanvasArgs, raw: &Raw, contenders: &[Contender]) -> String {
             median(&seconds),
         ));
     }
-    let is_same = |run: &&Run| run.name == "quota_sequential" || run.name == "quota";
-    let steps = raw.runs.iter().filter(is_same).filter_map(|run| Summary::of(&run.full_step_seconds));
-    let per_round: Vec<f64> = steps.map(|summary| summary.median).collect();
-    let text_of = raw.runs.iter().find(|run| run.name == "quota_sequential" && run.finished);
-    // One of the two runs of each round, in the order of the rounds.
-    let stride = (per_round.len() / raw.peer.len().max(1)).max(1);
-    let per_round: Vec<f64> = per_round.into_iter().step_by(stride).collect();
-    text.push_str(&llama_diffusion::summary(&raw.peer, &per_round, text_of.map(|run| run.text.as_str())));
+    // The same rule as the peer's.
+    let twin = if args.llama_patched { "quota" } else { "quota_sequential" };
+    let twins: Vec<&Run> = raw.runs.iter().filter(|run| run.name == twin).collect();
+    let steps = twins.iter().filter_map(|run| Summary::of(&run.full_step_seconds));
+    let steps: Vec<f64> = steps.map(|summary| summary.median).collect();
+    let twin_text = twins.iter().find(|run| run.finished).map(|run| run.text.as_str());
+    text.push_str(&llama_diffusion::summary(&raw.peer, &steps, twin_text, args.llama_patched));
     text
 }
 

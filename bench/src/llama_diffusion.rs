@@ -6,7 +6,7 @@
 
 use std::{path::PathBuf, process::Command, time::Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 
 use crate::stats::Summary;
@@ -21,7 +21,12 @@ pub(crate) struct Peer {
     pub(crate) block: usize,
     /// Steps of the whole canvas.
     pub(crate) steps: usize,
+    /// Whether it carries the patch of `peers/README.md` and ranks by confidence.
+    pub(crate) patched: bool,
 }
+
+/// Runs that may lose their last lines: it does not wait for its log.
+const ATTEMPTS: usize = 4;
 
 /// One run of it.
 #[derive(Debug, Clone, Serialize)]
@@ -49,36 +54,36 @@ pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::
     ensure!(peer.steps.is_multiple_of(blocks), "{} steps do not divide over {blocks} blocks", peer.steps);
     let asked_steps = peer.steps / blocks * all_blocks;
     let number = |value: usize| value.to_string();
-    let began = Instant::now();
-    let output = Command::new(&peer.program)
-        .arg("-m")
-        .arg(&peer.model)
-        .args(["-p", &peer.prompt])
-        .args(["-c", &number(length), "-b", &number(length), "-ub", &number(length), "-t", &number(threads)])
-        .args(["--diffusion-steps", &number(asked_steps), "--diffusion-block-length", &number(peer.block)])
-        .args(["--diffusion-eps", "0", "--diffusion-algorithm", "4"])
-        .args(["--temp", "0", "--top-k", "1", "--top-p", "1.0", "--seed", "1"])
-        .output()
-        .with_context(|| format!("cannot run {}", peer.program.display()))?;
-    let seconds = began.elapsed().as_secs_f64();
-    // What is logged, and where to, differs between builds.
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    ensure!(output.status.success(), "{} failed: {}", peer.program.display(), said[1].trim());
-    let (line, rest) = said
-        .iter()
-        .find_map(|text| text.split_once("\ntotal time: "))
-        .and_then(|(_, rest)| rest.split_once('\n'))
-        .context("llama-diffusion-cli did not print its times")?;
-    let total_ms: f64 = line.split("ms").next().unwrap_or_default().trim().parse().context("the total time")?;
-    // Passes that ran: all of the blocks with masks, one of each empty block.
-    let steps = peer.steps + (all_blocks - blocks);
-    let text = rest.strip_prefix('\n').unwrap_or(rest);
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    Ok(PeerRun { step_seconds: total_ms / 1e3 / steps as f64, steps, seconds, text: text.to_owned() })
+    for _ in 0..ATTEMPTS {
+        let began = Instant::now();
+        let output = Command::new(&peer.program)
+            .arg("-m")
+            .arg(&peer.model)
+            .args(["-p", &peer.prompt])
+            .args(["-b", &number(length), "-ub", &number(length), "-t", &number(threads)])
+            .args(["--diffusion-steps", &number(asked_steps), "--diffusion-block-length", &number(peer.block)])
+            .args(["--temp", "0", "--top-k", if peer.patched { "0" } else { "1" }, "--top-p", "1", "--seed", "0"])
+            .output()
+            .with_context(|| format!("cannot run {}", peer.program.display()))?;
+        let seconds = began.elapsed().as_secs_f64();
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{} failed: {}", peer.program.display(), said.trim());
+        let times = said.split_once("\ntotal time: ").and_then(|(_, rest)| rest.split_once('\n'));
+        let Some((line, rest)) = times else { continue };
+        let total_ms: f64 = line.split("ms").next().unwrap_or_default().trim().parse().context("the total time")?;
+        let steps = said.matches("diffusion step:").count();
+        ensure!(steps > 0, "{} reported no step", peer.program.display());
+        let text = rest.trim_matches('\n');
+        if text.is_empty() {
+            continue;
+        }
+        return Ok(PeerRun { step_seconds: total_ms / 1e3 / steps as f64, steps, seconds, text: text.to_owned() });
+    }
+    bail!("{} did not print its times and its text in {ATTEMPTS} runs", peer.program.display())
 }
 
 /// The comparison, as lines below the table; empty without runs.
-pub(crate) fn summary(runs: &[PeerRun], our_steps: &[f64], our_text: Option<&str>) -> String {
+pub(crate) fn summary(runs: &[PeerRun], our_steps: &[f64], our_text: Option<&str>, patched: bool) -> String {
     let theirs: Vec<f64> = runs.iter().map(|run| run.step_seconds).collect();
     let ratios: Vec<f64> = theirs.iter().zip(our_steps).map(|(theirs, ours)| theirs / ours).collect();
     let (Some(step), Some(ratio)) = (Summary::of(&theirs), Summary::of(&ratios)) else { return String::new() };
@@ -88,9 +93,16 @@ pub(crate) fn summary(runs: &[PeerRun], our_steps: &[f64], our_text: Option<&str
         _ => "its text was not compared",
     };
     format!(
-        "\nllama.cpp (`llama-diffusion-cli`, greedy, quota from left to right): {:.3} s per step ({:.3}-{:.3}), \
-         x {:.2} ({:.2}-{:.2}) of ours without a cache; {same} as quota_sequential\n",
-        step.median, step.min, step.max, ratio.median, ratio.min, ratio.max
+        "\nllama.cpp (`llama-diffusion-cli`, greedy, {}): {:.3} s per step ({:.3}-{:.3}), x {:.2} ({:.2}-{:.2}) of ours \
+         without a cache; {same} as {}\n",
+        if patched { "patched, quota by confidence" } else { "quota from left to right" },
+        step.median,
+        step.min,
+        step.max,
+        ratio.median,
+        ratio.min,
+        ratio.max,
+        if patched { "quota" } else { "quota_sequential" },
     )
 }
 
@@ -102,9 +114,9 @@ mod tests {
     fn ratios_are_paired_and_texts_compared() {
         let run = |step_seconds, text: &str| PeerRun { step_seconds, steps: 8, seconds: 1.0, text: text.into() };
         let runs = [run(2.0, "ab"), run(3.0, "ab")];
-        let told = summary(&runs, &[1.0, 1.0], Some("ab"));
+        let told = summary(&runs, &[1.0, 1.0], Some("ab"), false);
         assert!(told.contains("x 2.50 (2.00-3.00)") && told.contains("the same text"), "{told}");
-        assert!(summary(&runs, &[1.0, 1.0], Some("ac")).contains("ANOTHER text"));
-        assert!(summary(&[], &[], None).is_empty());
+        assert!(summary(&runs, &[1.0, 1.0], Some("ac"), true).contains("ANOTHER text"));
+        assert!(summary(&[], &[], None, false).is_empty());
     }
 }

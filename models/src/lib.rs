@@ -49,7 +49,7 @@ pub use backbone::{
 pub use config::{AttentionChoice, ConfigHints, Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
-pub use loader::{LoadSummary, Quantize, WeightStore};
+pub use loader::{Activations, LoadSummary, Quantize, WeightStore};
 pub use source::{GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
 pub use text::{ChatTemplate, Tokenizer};
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor, quantized::GgmlDType, quantized::QTensor};
-use kernels::{GgmlType, PackedLinear};
+use kernels::{ActivationBits, GgmlType, PackedLinear};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
@@ -95,6 +95,33 @@ impl FromStr for Quantize {
     }
 }
 
+/// How finely layers with quantised weights round their inputs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// 8 bits, as llama.cpp does: half the products, and an error of the size of that of `Q8_0` weights.
+    Int8,
+    /// 16 bits: next to the error of the weights there is none.
+    #[default]
+    Int16,
+}
+
+impl FromStr for Activations {
+    type Err = ModelError;
+
+    fn from_str(text: &str) -> Result<Self, ModelError> {
+        match text {
+            "int8" => Ok(Self::Int8),
+            "int16" => Ok(Self::Int16),
+            other => Err(ModelError::Unsupported {
+                origin: "activations".into(),
+                field: "type".into(),
+                value: format!("`{other}`"),
+                supported: "int8, int16".into(),
+            }),
+        }
+    }
+}
+
 /// Bytes of a row of `len` values, or `None` if a row is not a whole number of blocks or too long to count.
 pub(crate) fn row_bytes(stored: GgmlType, len: usize) -> Option<usize> {
     let num_blocks = len.is_multiple_of(stored.block_len()).then_some(len / stored.block_len())?;
@@ -128,6 +155,7 @@ pub struct WeightStore {
     /// Tensors not yet read.
     left: HashMap<String, TensorEntry>,
     quantize: Option<Quantize>,
+    activations: Activations,
     interleaved: Option<Interleaved>,
     family: &'static str,
     names: &'static Names,
@@ -168,6 +196,7 @@ impl WeightStore {
             files,
             left: tensors,
             quantize,
+            activations: Activations::default(),
             interleaved: None,
             family: config.family.name(),
             names: config.names,
@@ -180,6 +209,12 @@ impl WeightStore {
     /// Declares that the rows of q and k lie in interleaved order.
     pub(crate) fn with_interleaved(mut self, heads: Interleaved) -> Self {
         self.interleaved = Some(heads);
+        self
+    }
+
+    /// Chooses how finely the layers round their inputs.
+    pub(crate) fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
         self
     }
 
@@ -204,7 +239,10 @@ impl WeightStore {
             self.num_fallbacks += 1;
         }
         self.note(entry.stored, target, packed.weight_bytes());
-        Ok(packed)
+        Ok(packed.with_activations(match self.activations {
+            Activations::Int8 => ActivationBits::Int8,
+            Activations::Int16 => ActivationBits::Int16,
+        }))
     }
 
     /// The 1-D tensor `name` (with its `.weight` or `.bias`), f32 on the CPU.

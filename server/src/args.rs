@@ -139,6 +139,9 @@ pub struct CommonArgs {
     /// Convert the weights while loading: f32, q8_0 or q4_k [default: keep quantised weights, else f32]
     #[arg(long, env = "LEAPFROG_QUANTIZE", value_name = "TYPE", help_heading = "Model")]
     pub quantize: Option<String>,
+    /// Rounding of what goes into quantised layers: int8 is up to twice as fast and less exact [default: int16]
+    #[arg(long, env = "LEAPFROG_ACTIVATIONS", value_name = "TYPE", help_heading = "Model")]
+    pub activations: Option<String>,
     /// A tokenizer.json to use instead of the model's own
     #[arg(long, env = "LEAPFROG_TOKENIZER", value_name = "FILE", help_heading = "Model")]
     pub tokenizer: Option<PathBuf>,
@@ -249,6 +252,7 @@ impl CommonArgs {
             config: self.config,
             model: self.model.or(fallback.model),
             quantize: self.quantize.or(fallback.quantize),
+            activations: self.activations.or(fallback.activations),
             tokenizer: self.tokenizer.or(fallback.tokenizer),
             chat_template: self.chat_template.or(fallback.chat_template),
             mask_id: self.mask_id.or(fallback.mask_id),

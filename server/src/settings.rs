@@ -148,6 +148,7 @@ impl Settings {
             Some(name) => name.parse()?,
         };
         let quantize = args.quantize.as_deref().map(str::parse).transpose()?;
+        let activations = args.activations.as_deref().map(str::parse).transpose()?.unwrap_or_default();
         let attention = args.attention.as_deref().map(str::parse).transpose()?;
         let defaults = EngineSettings::default();
         let engine = EngineSettings {
@@ -164,6 +165,7 @@ impl Settings {
             source,
             load: LoadOptions {
                 quantize,
+                activations,
                 tokenizer: args.tokenizer.clone(),
                 chat_template: args.chat_template.clone(),
                 mask_id: args.mask_id.map(TokenId),
@@ -350,6 +352,7 @@ mod tests {
         for flags in [
             &["--device", "cuda"][..],
             &["--quantize", "q3"],
+            &["--activations", "int4"],
             &["--attention", "causal"],
             &["--log-level", "info,=,"],
             &["--cors-origin", "example.org"],

@@ -53,6 +53,10 @@ impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type C = [__m256i; 2];
+    /// Even and odd codes of each half.
+    type W = [[__m256i; 2]; 2];
+    // Bytes times bytes need two instructions to reach 32 bits, and codes from 128 on twice as many.
+    const WIDE: bool = true;
     const TILE_ROWS: usize = 2;
 
     #[inline(always)]
@@ -279,6 +283,29 @@ impl Simd for Avx2 {
                     let pairs = _mm256_maddubs_epi16(_mm256_and_si256(top, codes[half]), x);
                     out[half] = _mm256_add_epi32(out[half], _mm256_madd_epi16(pairs, ones));
                 }
+            }
+            out
+        })
+    }
+    #[inline(always)]
+    fn widen(self, codes: Self::C) -> Self::W {
+        step!({
+            let low = _mm256_set1_epi16(0xFF);
+            [
+                [_mm256_and_si256(codes[0], low), _mm256_srli_epi16::<8>(codes[0])],
+                [_mm256_and_si256(codes[1], low), _mm256_srli_epi16::<8>(codes[1])],
+            ]
+        })
+    }
+    #[inline(always)]
+    fn dot_wide(self, sum: Self::I, codes: Self::W, x: &[[i16; 2]; 2]) -> Self::I {
+        step!({
+            let even = _mm256_set1_epi32(x[0].as_ptr().cast::<i32>().read_unaligned());
+            let odd = _mm256_set1_epi32(x[1].as_ptr().cast::<i32>().read_unaligned());
+            let mut out = sum;
+            for half in 0..2 {
+                out[half] = _mm256_add_epi32(out[half], _mm256_madd_epi16(codes[half][0], even));
+                out[half] = _mm256_add_epi32(out[half], _mm256_madd_epi16(codes[half][1], odd));
             }
             out
         })

@@ -33,6 +33,9 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type C = __m512i;
+    /// Even and odd codes.
+    type W = [__m512i; 2];
+    const WIDE: bool = false;
     const TILE_ROWS: usize = 8;
 
     #[inline(always)]
@@ -204,5 +207,18 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn dot<const SMALL: bool>(self, sum: Self::I, codes: Self::C, x: &[i8; 4]) -> Self::I {
         step!(_mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(x.as_ptr().cast::<i32>().read_unaligned())))
+    }
+    #[inline(always)]
+    fn widen(self, codes: Self::C) -> Self::W {
+        step!([_mm512_and_si512(codes, _mm512_set1_epi16(0xFF)), _mm512_srli_epi16::<8>(codes)])
+    }
+    #[inline(always)]
+    fn dot_wide(self, sum: Self::I, codes: Self::W, x: &[[i16; 2]; 2]) -> Self::I {
+        step!({
+            let even = _mm512_set1_epi32(x[0].as_ptr().cast::<i32>().read_unaligned());
+            let odd = _mm512_set1_epi32(x[1].as_ptr().cast::<i32>().read_unaligned());
+            let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(codes[0], even));
+            _mm512_add_epi32(sum, _mm512_madd_epi16(codes[1], odd))
+        })
     }
 }

@@ -27,6 +27,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type I: Copy;
     /// Sixteen times four unsigned bytes.
     type C: Copy;
+    /// Sixteen times four unsigned codes, widened.
+    type W: Copy;
+    /// Whether products of 16-bit integers beat those of bytes here.
+    const WIDE: bool;
     /// The most activation rows that a tile of the linear kernels should hold in registers.
     const TILE_ROWS: usize;
 
@@ -85,6 +89,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Adds the product of each lane's four unsigned codes with the four signed bytes `x` to the lane; exact.
     /// `SMALL` promises codes below 128.
     fn dot<const SMALL: bool>(self, sum: Self::I, codes: Self::C, x: &[i8; 4]) -> Self::I;
+    /// The codes as 16-bit integers.
+    fn widen(self, codes: Self::C) -> Self::W;
+    /// Adds the product of each lane's four codes with the four integers of `x` to the lane; exact while the sum is within
+    /// i32. `x` holds values 0 and 2, then 1 and 3.
+    fn dot_wide(self, sum: Self::I, codes: Self::W, x: &[[i16; 2]; 2]) -> Self::I;
 }
 
 /// A computation that runs on any level.

@@ -36,6 +36,8 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type C = [u8; 64];
+    type W = [u8; 64];
+    const WIDE: bool = false;
     const TILE_ROWS: usize = 4;
 
     #[inline(always)]
@@ -193,6 +195,18 @@ impl Simd for Portable {
     #[inline(always)]
     fn dot<const SMALL: bool>(self, sum: Self::I, codes: Self::C, x: &[i8; 4]) -> Self::I {
         let x = [i32::from(x[0]), i32::from(x[1]), i32::from(x[2]), i32::from(x[3])];
+        lanes!(|i| {
+            let w = [codes[4 * i], codes[4 * i + 1], codes[4 * i + 2], codes[4 * i + 3]];
+            sum[i] + i32::from(w[0]) * x[0] + i32::from(w[1]) * x[1] + i32::from(w[2]) * x[2] + i32::from(w[3]) * x[3]
+        })
+    }
+    #[inline(always)]
+    fn widen(self, codes: Self::C) -> Self::W {
+        codes
+    }
+    #[inline(always)]
+    fn dot_wide(self, sum: Self::I, codes: Self::W, x: &[[i16; 2]; 2]) -> Self::I {
+        let x = [i32::from(x[0][0]), i32::from(x[1][0]), i32::from(x[0][1]), i32::from(x[1][1])];
         lanes!(|i| {
             let w = [codes[4 * i], codes[4 * i + 1], codes[4 * i + 2], codes[4 * i + 3]];
             sum[i] + i32::from(w[0]) * x[0] + i32::from(w[1]) * x[1] + i32::from(w[2]) * x[2] + i32::from(w[3]) * x[3]

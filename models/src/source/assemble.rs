@@ -47,7 +47,8 @@ pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> R
     let origin = files.origin();
     let jacobi = files.jacobi()?;
     let mask = MaskNames { option: options.mask_id, spelling: files.mask_token()? };
-    let mut weights = safetensors::weights(&origin, files.shards()?, &config, options.quantize)?;
+    let weights = safetensors::weights(&origin, files.shards()?, &config, options.quantize)?;
+    let mut weights = weights.with_activations(options.activations);
     // The head of these models was trained apart from the embeddings, whatever their configs inherited.
     if config.family == Family::A2d && weights.takes_separate_head() {
         config.tie_embeddings = false;
@@ -84,7 +85,7 @@ pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<Loa
     let jacobi = width.map(|width| JacobiHints { width, guess }.checked(&origin)).transpose()?;
     let generation = GenerationDefaults::default();
     let mask = MaskNames { option: options.mask_id, spelling: None };
-    let weights = file.weights(&config, options.quantize);
+    let weights = file.weights(&config, options.quantize).with_activations(options.activations);
     finish(Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AttentionChoice, Backbone, ModelError, TokenId,
-    loader::{LoadSummary, Quantize},
+    loader::{Activations, LoadSummary, Quantize},
     source::folder::ModelFiles,
     text::{ChatTemplate, Tokenizer},
 };
@@ -51,6 +51,8 @@ pub enum ModelSource {
 pub struct LoadOptions {
     /// What linear weights become; `None` keeps ggml types as they are and makes everything else f32.
     pub quantize: Option<Quantize>,
+    /// How finely layers with quantised weights round their inputs.
+    pub activations: Activations,
     /// A `tokenizer.json` to use instead of the model's own.
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file to use instead of the model's own chat template.

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::ggml::GROUP_LEN;
 use crate::{
     arch::CpuLevel,
-    cpu::{Kernel, LANES, Simd, dispatch},
+    cpu::{Kernel, LANES, SharedSlice, Simd, dispatch},
 };
 
 /// How finely a quantised layer rounds its activations. Layers with f32 weights do not round them.
@@ -33,6 +33,12 @@ const PARALLEL_VALUES: usize = 1 << 15;
 /// Magnitudes below this are rounded to zero: their inverse would not be a finite f32.
 const SMALLEST: f32 = 1e-30;
 
+/// Four integers, values 0 and 2, then 1 and 3: the order in which bytes of codes are widened.
+pub(super) type QuadWords = [[i16; 2]; 2];
+
+/// Quads of a group.
+const QUADS: usize = GROUP_LEN / 4;
+
 /// Quantised activations. The value is `scale * (256 * high + low)` with two planes, `scale * plane` with one.
 #[derive(Debug)]
 pub(super) struct Activations {
@@ -40,6 +46,8 @@ pub(super) struct Activations {
     planes: usize,
     /// `[rows, groups, planes, 32]`; the high plane comes first.
     bytes: Vec<i8>,
+    /// The same as whole integers where the level multiplies those: `[rows, groups, 8]` quads, else empty.
+    words: Vec<QuadWords>,
     /// `[rows, groups]`
     heads: Vec<GroupHead>,
 }
@@ -62,23 +70,47 @@ impl Activations {
         let rows = xs.len() / in_features;
         let mut bytes = vec![0; rows * groups * planes * GROUP_LEN];
         let mut heads = vec![GroupHead::default(); rows * groups];
-        let quantize = |(xs, (bytes, heads)): (&[f32], (&mut [i8], &mut [GroupHead]))| match bits {
+        let is_wide = dispatch(level, IsWide);
+        let mut words = vec![QuadWords::default(); if is_wide { rows * groups * QUADS } else { 0 }];
+        let quantize = |xs: &[f32], bytes: &mut [i8], heads: &mut [GroupHead]| match bits {
             ActivationBits::Int8 => dispatch(level, Quantize::<1> { xs, bytes, heads }),
             ActivationBits::Int16 => dispatch(level, Quantize::<2> { xs, bytes, heads }),
         };
-        if xs.len() < PARALLEL_VALUES {
-            quantize((xs, (&mut bytes, &mut heads)));
+        let rows_per_task = match xs.len() < PARALLEL_VALUES {
+            true => rows,
+            false => (PARALLEL_VALUES / 4).div_ceil(in_features),
+        };
+        let row_words = if is_wide { groups * QUADS } else { 0 };
+        let (shared, rows_in_all) = (SharedSlice::new(&mut words), rows);
+        let task = |first: usize, xs: &[f32], bytes: &mut [i8], heads: &mut [GroupHead]| {
+            quantize(xs, bytes, heads);
+            if is_wide {
+                let rows = xs.len() / in_features;
+                assert!(first + rows <= rows_in_all, "tasks are parts of the rows");
+                // SAFETY: every task has its own rows, which lie within the buffer.
+                let words = unsafe { shared.part(first * row_words, rows * row_words) };
+                widen(bytes, planes, words);
+            }
+        };
+        if rows_per_task >= rows {
+            task(0, xs, &mut bytes, &mut heads);
         } else {
-            let rows_per_task = (PARALLEL_VALUES / 4).div_ceil(in_features);
             xs.par_chunks(rows_per_task * in_features)
                 .zip(
                     bytes
                         .par_chunks_mut(rows_per_task * groups * planes * GROUP_LEN)
                         .zip(heads.par_chunks_mut(rows_per_task * groups)),
                 )
-                .for_each(quantize);
+                .enumerate()
+                .for_each(|(index, (xs, (bytes, heads)))| task(index * rows_per_task, xs, bytes, heads));
         }
-        Self { groups, planes, bytes, heads }
+        Self { groups, planes, bytes, words, heads }
+    }
+
+    /// Integers of row `row`, `[groups, 8]` quads; empty unless the level multiplies whole integers.
+    pub(super) fn words(&self, row: usize) -> &[QuadWords] {
+        let len = self.groups * QUADS;
+        self.words.get(row * len..(row + 1) * len).unwrap_or_default()
     }
 
     /// Bytes of row `row`, `[groups, planes, 32]`.
@@ -90,6 +122,34 @@ impl Activations {
     /// Heads of row `row`, `[groups]`.
     pub(super) fn heads(&self, row: usize) -> &[GroupHead] {
         &self.heads[row * self.groups..(row + 1) * self.groups]
+    }
+}
+
+/// Puts the planes of each group together.
+fn widen(bytes: &[i8], planes: usize, words: &mut [QuadWords]) {
+    let quads = words.as_chunks_mut::<QUADS>().0;
+    for (bytes, quads) in bytes.chunks_exact(planes * GROUP_LEN).zip(quads) {
+        let (first, last) = (&bytes[..GROUP_LEN], &bytes[(planes - 1) * GROUP_LEN..]);
+        let value = |at: usize| match planes {
+            1 => i16::from(last[at]),
+            _ => 256 * i16::from(first[at]) + i16::from(last[at]),
+        };
+        for (quad, words) in quads.iter_mut().enumerate() {
+            let at = 4 * quad;
+            *words = [[value(at), value(at + 2)], [value(at + 1), value(at + 3)]];
+        }
+    }
+}
+
+/// Asks a level whether it multiplies whole integers.
+struct IsWide;
+
+impl Kernel for IsWide {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        S::WIDE
     }
 }
 

@@ -6,7 +6,7 @@ use std::{marker::PhantomData, ops::Range};
 use rayon::prelude::*;
 
 use super::{
-    activations::{Activations, GroupHead},
+    activations::{Activations, GroupHead, QuadWords},
     coding::{Coding, Line, PanelLayout, Scales},
     ggml::{Block, GROUP_LEN, GgmlType},
     output::Output,
@@ -115,6 +115,9 @@ pub(super) struct CodedTask<'a, C, const PLANES: usize> {
 /// Bytes of activations that stay in the second-level cache while the panels pass by.
 const BLOCK_BYTES: usize = 256 << 10;
 
+/// The integers of one group of activations.
+type GroupWords = [QuadWords; 8];
+
 /// The bytes of one group of activations: planes of eight quads.
 type GroupBytes<const PLANES: usize> = [[[i8; 4]; 8]; PLANES];
 
@@ -123,7 +126,8 @@ impl<C: Coding, const PLANES: usize> Kernel for CodedTask<'_, C, PLANES> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let row_bytes = self.weight.groups * (GROUP_LEN * PLANES + size_of::<GroupHead>());
+        let value_bytes = if S::WIDE { size_of::<i16>() } else { PLANES };
+        let row_bytes = self.weight.groups * (GROUP_LEN * value_bytes + size_of::<GroupHead>());
         let rows_per_block = (BLOCK_BYTES / row_bytes).next_multiple_of(8);
         for start in (0..self.rows).step_by(rows_per_block) {
             let end = self.rows.min(start + rows_per_block);
@@ -152,8 +156,12 @@ impl<C: Coding, const PLANES: usize> CodedTask<'_, C, PLANES> {
         let groups = self.weight.groups;
         let (lines, scales) = self.weight.panel(panel);
         let mut bytes: [&[GroupBytes<PLANES>]; ROWS] = [&[]; ROWS];
+        let mut words: [&[GroupWords]; ROWS] = [&[]; ROWS];
         let mut heads: [&[GroupHead]; ROWS] = [&[]; ROWS];
         for r in 0..ROWS {
+            if S::WIDE {
+                words[r] = &self.xs.words(row + r).as_chunks::<8>().0[..groups];
+            }
             bytes[r] = &self.xs.bytes(row + r).as_chunks::<4>().0.as_chunks::<8>().0.as_chunks::<PLANES>().0[..groups];
             heads[r] = &self.xs.heads(row + r)[..groups];
         }
@@ -162,12 +170,13 @@ impl<C: Coding, const PLANES: usize> CodedTask<'_, C, PLANES> {
         for g in 0..groups {
             let scale = C::scale(simd, scales, g);
             for half in 0..halves {
-                let exact = if C::NIBBLES {
-                    let (lines, _) = lines.as_chunks::<4>();
-                    self.products::<S, ROWS>(simd, &lines[g], half, g, &bytes, &heads)
-                } else {
-                    let (lines, _) = lines.as_chunks::<8>();
-                    self.products::<S, ROWS>(simd, &lines[g], half, g, &bytes, &heads)
+                let lines = match C::NIBBLES {
+                    true => &lines.as_chunks::<4>().0[g] as &[Line],
+                    false => &lines.as_chunks::<8>().0[g],
+                };
+                let exact = match S::WIDE {
+                    true => self.wide_products::<S, ROWS>(simd, lines, half, g, &words, &heads),
+                    false => self.products::<S, ROWS>(simd, lines, half, g, &bytes, &heads),
                 };
                 for r in 0..ROWS {
                     let step = simd.mul(scale.scale[half], simd.splat(heads[r][g].scale));
@@ -200,24 +209,9 @@ impl<C: Coding, const PLANES: usize> CodedTask<'_, C, PLANES> {
         bytes: &[&[GroupBytes<PLANES>]; ROWS],
         heads: &[&[GroupHead]; ROWS],
     ) -> [S::I; ROWS] {
-        let mut low = [simd.splat_int(0); ROWS];
+        let mut low = Self::zeros::<S, ROWS>(simd, half, g, heads);
         let mut high = [simd.splat_int(0); ROWS];
-        if let Some(bits) = C::ZERO_BITS {
-            for r in 0..ROWS {
-                let [first, second] = heads[r][g].negative_sums;
-                let sum = if !C::HALVES {
-                    first + second
-                } else if half == 0 {
-                    first
-                } else {
-                    second
-                };
-                low[r] = simd.splat_int(sum << bits);
-            }
-        }
-        let lines_per_half = if C::NIBBLES { 2 } else { 4 };
-        let range = if C::HALVES { half * lines_per_half..(half + 1) * lines_per_half } else { 0..2 * lines_per_half };
-        for line in range {
+        for line in Self::lines_of(half) {
             let codes = simd.load_codes(&lines[line].0);
             let (first, second) =
                 if C::NIBBLES { (simd.low_codes(codes), simd.high_codes(codes)) } else { (codes, codes) };
@@ -242,6 +236,61 @@ impl<C: Coding, const PLANES: usize> CodedTask<'_, C, PLANES> {
             }
         }
         low
+    }
+
+    /// The same as [`CodedTask::products`] with whole integers in place of planes of bytes: the sums are equal.
+    #[inline(always)]
+    fn wide_products<S: Simd, const ROWS: usize>(
+        &self,
+        simd: S,
+        lines: &[Line],
+        half: usize,
+        g: usize,
+        words: &[&[GroupWords]; ROWS],
+        heads: &[&[GroupHead]; ROWS],
+    ) -> [S::I; ROWS] {
+        let mut sums = Self::zeros::<S, ROWS>(simd, half, g, heads);
+        for line in Self::lines_of(half) {
+            let codes = simd.load_codes(&lines[line].0);
+            if C::NIBBLES {
+                let (first, second) = (simd.widen(simd.low_codes(codes)), simd.widen(simd.high_codes(codes)));
+                for r in 0..ROWS {
+                    sums[r] = simd.dot_wide(sums[r], first, &words[r][g][2 * line]);
+                    sums[r] = simd.dot_wide(sums[r], second, &words[r][g][2 * line + 1]);
+                }
+            } else {
+                let codes = simd.widen(codes);
+                for r in 0..ROWS {
+                    sums[r] = simd.dot_wide(sums[r], codes, &words[r][g][line]);
+                }
+            }
+        }
+        sums
+    }
+
+    /// What the sums of a group, or of a half of it, start from: minus the zero of the codes times the activations.
+    #[inline(always)]
+    fn zeros<S: Simd, const ROWS: usize>(simd: S, half: usize, g: usize, heads: &[&[GroupHead]; ROWS]) -> [S::I; ROWS] {
+        let mut sums = [simd.splat_int(0); ROWS];
+        if let Some(bits) = C::ZERO_BITS {
+            for r in 0..ROWS {
+                let [first, second] = heads[r][g].negative_sums;
+                let sum = match (C::HALVES, half) {
+                    (false, _) => first + second,
+                    (true, 0) => first,
+                    (true, _) => second,
+                };
+                sums[r] = simd.splat_int(sum << bits);
+            }
+        }
+        sums
+    }
+
+    /// Lines of a group, or of a half of it where halves have their own scale.
+    #[inline(always)]
+    fn lines_of(half: usize) -> Range<usize> {
+        let lines_per_half = if C::NIBBLES { 2 } else { 4 };
+        if C::HALVES { half * lines_per_half..(half + 1) * lines_per_half } else { 0..2 * lines_per_half }
     }
 }
 
