@@ -1,7 +1,11 @@
 //! Denoising steps of a diffusion model: time and memory of a step by policy and cache, beside llama.cpp's
 //! `llama-diffusion-cli` if its path is given.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -145,6 +149,10 @@ pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
     for round in 0..args.rounds {
         for contender in &contenders {
             runs.push(fill(&engine, &prompt, contender, args, round)?);
+            // A run that was left early still has its last step; the next one must not wait for it on the clock.
+            while engine.load().running > 0 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             eprintln!("round {} of {}: {} done", round + 1, args.rounds, contender.name);
         }
         if let Some(peer) = &peer {

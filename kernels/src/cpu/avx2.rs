@@ -57,7 +57,7 @@ impl Simd for Avx2 {
     type W = [[__m256i; 2]; 2];
     // Bytes times bytes need two instructions to reach 32 bits, and codes from 128 on twice as many.
     const WIDE: bool = true;
-    const TILE_ROWS: usize = 2;
+    const TILE_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::F {
