@@ -70,6 +70,9 @@ pub(crate) struct CanvasArgs {
     /// The program carries the patch of `peers/README.md`: its quota ranks by confidence.
     #[arg(long)]
     llama_patched: bool,
+    /// Run the program with an f32 cache and plain attention, for comparing tokens.
+    #[arg(long)]
+    llama_exact: bool,
     /// Folder for `summary.md` and `raw.json`.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -127,6 +130,7 @@ pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
             block: args.block,
             steps: args.steps,
             patched: args.llama_patched,
+            exact: args.llama_exact,
         }),
         (Some(_), _) => bail!("--llama-diffusion needs a GGUF file as --model"),
     };

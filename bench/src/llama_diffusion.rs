@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) steps: usize,
     /// Whether it carries the patch of `peers/README.md` and ranks by confidence.
     pub(crate) patched: bool,
+    /// Whether to run it with an f32 cache and plain attention: for comparing tokens.
+    pub(crate) exact: bool,
 }
 
 /// Runs that may lose their last lines: it does not wait for its log.
@@ -62,6 +64,7 @@ pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::
             .args(["-p", &peer.prompt])
             .args(["-b", &number(length), "-ub", &number(length), "-t", &number(threads)])
             .args(["--diffusion-steps", &number(asked_steps), "--diffusion-block-length", &number(peer.block)])
+            .args(if peer.exact { &["-fa", "off", "-ctk", "f32", "-ctv", "f32"][..] } else { &[] })
             .args(["--temp", "0", "--top-k", if peer.patched { "0" } else { "1" }, "--top-p", "1", "--seed", "0"])
             .output()
             .with_context(|| format!("cannot run {}", peer.program.display()))?;
@@ -73,7 +76,8 @@ pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::
         let total_ms: f64 = line.split("ms").next().unwrap_or_default().trim().parse().context("the total time")?;
         let steps = said.matches("diffusion step:").count();
         ensure!(steps > 0, "{} reported no step", peer.program.display());
-        let text = rest.trim_matches('\n');
+        // A log line's time stamp and level stand in front of the text.
+        let text = rest.split_once(" I \n").map_or(rest, |(_, text)| text).trim_matches('\n');
         if text.is_empty() {
             continue;
         }
