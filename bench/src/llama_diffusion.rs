@@ -93,7 +93,7 @@ pub(crate) fn summary(runs: &[PeerRun], our_steps: &[f64], our_text: Option<&str
     let (Some(step), Some(ratio)) = (Summary::of(&theirs), Summary::of(&ratios)) else { return String::new() };
     let same = match (our_text, runs.first()) {
         (Some(ours), Some(run)) if ours == run.text => "the same text",
-        (Some(_), Some(_)) => "ANOTHER text",
+        (Some(_), Some(_)) => "ANOTHER text (quantised layers round differently; compare tokens with an f32 file)",
         _ => "its text was not compared",
     };
     format!(
