@@ -338,7 +338,12 @@ impl Request {
         if self.prompt.len() >= context_len {
             return Err(SubmitError::PromptTooLong { len: self.prompt.len(), context_len });
         }
-        for (param, tokens) in [("prompt", &self.prompt), ("stop_token_ids", &self.stop.token_ids)] {
+        let given = self.infill.iter().filter_map(|part| match part {
+            InfillPart::Fixed(tokens) => Some(("infill", tokens)),
+            InfillPart::Hole(_) => None,
+        });
+        let lists = [("prompt", &self.prompt), ("stop_token_ids", &self.stop.token_ids)];
+        for (param, tokens) in lists.into_iter().chain(given) {
             if let Some(token) = tokens.iter().find(|token| token.0 as usize >= vocab_size) {
                 return invalid(param, format!("token id {} is outside the vocabulary of {vocab_size}", token.0));
             }

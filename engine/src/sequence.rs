@@ -329,20 +329,20 @@ impl Sequence {
         }
         self.publish();
         if let Some(canvas) = &outcome.canvas {
-            self.frame(canvas, outcome.commits.len())?;
+            self.frame(canvas)?;
         }
         self.commit(outcome)
     }
 
     /// Tells a client who asked what changed on the canvas.
-    fn frame(&self, canvas: &CanvasChange, num_commits: usize) -> Result<(), Ending> {
+    fn frame(&self, canvas: &CanvasChange) -> Result<(), Ending> {
         if !self.request.frames {
             return Ok(());
         }
         self.emit(Event::Frame(Frame {
             step: canvas.step,
             block: canvas.block,
-            committed: self.budget.min(self.num_committed() + num_commits),
+            committed: canvas.committed,
             masked: canvas.masked,
             fixed: canvas.fixed.clone(),
         }))

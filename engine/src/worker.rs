@@ -102,13 +102,15 @@ impl Worker {
     }
 
     fn enqueue(&mut self, job: Job) {
-        match (self.make_decoder)(&job.request) {
+        // As in a pass: a fault that one request brings out must not end the thread.
+        let made = catch_unwind(AssertUnwindSafe(|| (self.make_decoder)(&job.request).map_err(|e| e.to_string())));
+        match made.unwrap_or_else(|_| Err("the decoder panicked; see the log".into())) {
             Ok(decoder) => {
                 self.waiting.push_back(Box::new(Sequence::new(job, decoder, &self.pool, self.context.clone())));
             }
             Err(error) => {
                 self.occupancy.release(1);
-                job.events.close(Event::Failed(RequestError::Decode(error.to_string())));
+                job.events.close(Event::Failed(RequestError::Decode(error)));
             }
         }
     }

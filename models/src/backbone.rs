@@ -186,7 +186,8 @@ impl ForwardBatch<'_> {
                 Visibility::Through(through) => through.max(end),
                 Visibility::Causal | Visibility::Blocks { .. } => end,
             };
-            if segment.tokens.is_empty() || segment.scored.end > segment.tokens.len() {
+            let is_outside = segment.scored.end > segment.tokens.len() || segment.scored.start > segment.scored.end;
+            if segment.tokens.is_empty() || is_outside {
                 return Err(ModelError::BadSegment { rows: segment.tokens.len(), scored: segment.scored.clone() });
             }
             if seen > spec.context_len {

@@ -237,6 +237,8 @@ pub struct CanvasChange {
     pub step: usize,
     /// Index of the block.
     pub block: usize,
+    /// Slots from the left that are final.
+    pub committed: usize,
     /// Undecided slots.
     pub masked: usize,
 }

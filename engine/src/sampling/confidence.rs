@@ -65,8 +65,9 @@ impl ConfidenceRule<'_> {
             // The reference samplers add this much inside the logarithm.
             ConfidenceKind::Entropy => open().map(|v| weight(v) / total).map(|p| p * (p + 1e-10).ln()).sum(),
         };
+        // A filter drops what is not a number, and with it the sign that something is wrong.
         match self.kind {
-            _ if confidence.is_finite() => confidence as f32,
+            _ if confidence.is_finite() && !values.iter().any(|value| value.is_nan()) => confidence as f32,
             ConfidenceKind::Probability | ConfidenceKind::Margin => 0.0,
             ConfidenceKind::Entropy => f32::MIN,
         }

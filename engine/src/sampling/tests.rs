@@ -108,3 +108,31 @@ fn logprobs_are_those_of_the_model_itself() {
     assert_eq!(score.top.iter().map(|(v, _)| v.0).collect::<Vec<_>>(), [0, 1]);
     assert!((score.top[0].1 - 0.5f32.ln()).abs() < 1e-6);
 }
+
+#[test]
+fn confidence_is_that_of_the_named_distribution() {
+    let logits: Vec<f32> = [0.5f32, 0.3, 0.2].iter().map(|p| p.ln()).collect();
+    let counts = TokenCounts::default();
+    let of = |logits: &[f32], sampling: &Sampling, kind, filtered, held_down: &'static [TokenId]| {
+        let confidence = Some(ConfidenceRule { kind, filtered, held_down });
+        choose(logits, &SlotContext { confidence, ..slot(sampling, &counts, 0) }).confidence.unwrap()
+    };
+    use ConfidenceKind::{Entropy, Margin, Probability};
+    let plain = Sampling::default();
+    let near = |a: f32, b: f32| assert!((a - b).abs() < 1e-6, "{a} {b}");
+    near(of(&logits, &plain, Probability, false, &[]), 0.5);
+    near(of(&logits, &plain, Margin, false, &[]), 0.2);
+    near(of(&logits, &plain, Entropy, false, &[]), 0.5 * 0.5f32.ln() + 0.3 * 0.3f32.ln() + 0.2 * 0.2f32.ln());
+    let top_two = Sampling { top_k: Some(2), ..Sampling::default() };
+    near(of(&logits, &top_two, Probability, true, &[]), 0.5 / 0.8);
+    near(of(&logits, &top_two, Probability, false, &[]), 0.5);
+    // Held down: confidence 0 for it, and the others share.
+    assert_eq!(of(&logits, &plain, Probability, false, &[TokenId(0)]), 0.0);
+    near(of(&logits, &plain, Probability, false, &[TokenId(1)]), 0.5 / 0.7);
+    // Filters must not hide that a row is broken.
+    let broken = [logits[0], f32::NAN, logits[2]];
+    for sampling in [plain, top_two, Sampling { min_p: 0.1, top_p: 0.9, ..Sampling::default() }] {
+        assert_eq!(of(&broken, &sampling, Probability, true, &[]), 0.0);
+        assert_eq!(of(&broken, &sampling, Entropy, true, &[]), f32::MIN);
+    }
+}

@@ -110,9 +110,9 @@ impl Canvas {
         }
     }
 
-    /// Blocks begun so far.
-    pub(super) fn num_begun(&self) -> usize {
-        self.num_begun
+    /// Slots behind the prompt that are final from the left.
+    pub(super) fn num_released(&self, prompt_len: usize) -> usize {
+        self.released - prompt_len
     }
 
     /// Undecided slots within `range`.

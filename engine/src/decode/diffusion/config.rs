@@ -18,6 +18,11 @@ const DEFAULT_POST_STEPS: usize = 16;
 const DEFAULT_EDIT_THRESHOLD: f32 = 0.5;
 /// Commit threshold of LLaDA2.1's quality mode.
 const EDITING_THRESHOLD: f32 = 0.7;
+/// Longest block, in slots: every one of them gets a row of logits in each pass.
+const MAX_BLOCK_LENGTH: usize = 1024;
+/// Most steps of a schedule, and most editing passes of a block.
+const MAX_STEPS: usize = 1 << 16;
+const MAX_POST_STEPS: usize = 1024;
 /// Key of the noise that the policies draw from, apart from that of the sampler.
 const POLICY_NOISE: u64 = 0x706f_6c69_6379;
 
@@ -30,8 +35,8 @@ pub struct DiffusionConfig {
     pub(super) shape: Shape,
     /// What follows the prompt on a whole canvas.
     pub(super) parts: Vec<InfillPart>,
-    /// Of the whole canvas, or of each unit.
-    pub(super) steps: usize,
+    /// Of the whole canvas, or of each unit; `None` is one slot a step.
+    pub(super) steps: Option<usize>,
     pub(super) policy: PolicyConfig,
     pub(super) confidence: ConfidenceRule<'static>,
     pub(super) cache: CacheMode,
@@ -120,7 +125,11 @@ impl DiffusionConfig {
                     return invalid("decoding.block_length", message);
                 }
                 let origin = origin.position(request.prompt.len(), block_len);
-                (Shape::Units { unit_len: block_len, origin, block_len: window, end: context_len }, Vec::new())
+                // Whole units, so that the limit changes nothing before it.
+                let limit = request.max_tokens.map_or(context_len, |max| request.prompt.len().saturating_add(max));
+                let units = limit.min(context_len).saturating_sub(origin).div_ceil(block_len);
+                let end = context_len.min(origin + units * block_len);
+                (Shape::Units { unit_len: block_len, origin, block_len: window, end }, Vec::new())
             }
             AttentionKind::Causal => return invalid("decoding.strategy", "a causal model fills no canvas"),
         };
@@ -151,11 +160,7 @@ impl DiffusionConfig {
 
     /// Slots of a whole canvas that can be filled; `None` where the canvas grows.
     pub fn capacity(&self) -> Option<usize> {
-        let hole = |part: &InfillPart| match part {
-            InfillPart::Hole(len) => *len,
-            InfillPart::Fixed(_) => 0,
-        };
-        matches!(self.shape, Shape::Whole { .. }).then(|| self.parts.iter().map(hole).sum())
+        matches!(self.shape, Shape::Whole { .. }).then(|| self.parts.iter().filter_map(InfillPart::slots).sum())
     }
 }
 
@@ -177,13 +182,18 @@ fn check_ranges(options: &DiffusionOptions) -> Result<(), SubmitError> {
     if let Some(factor) = options.factor.filter(|factor| !(*factor > 0.0 && factor.is_finite())) {
         return invalid("decoding.factor", format!("{factor} is not a number above 0"));
     }
-    for (param, value) in [
-        ("decoding.steps", options.steps),
-        ("decoding.block_length", options.block_length),
-        ("decoding.gen_length", options.gen_length),
+    for (param, value, low, high) in [
+        ("decoding.steps", options.steps, 1, MAX_STEPS),
+        ("decoding.block_length", options.block_length, 1, MAX_BLOCK_LENGTH),
+        // The context limits it further.
+        ("decoding.gen_length", options.gen_length, 1, usize::MAX),
+        ("decoding.max_post_steps", options.max_post_steps, 0, MAX_POST_STEPS),
     ] {
-        if value == Some(0) {
-            return invalid(param, "it must be at least 1");
+        if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
+            return match high {
+                usize::MAX => invalid(param, format!("it must be at least {low}")),
+                _ => invalid(param, format!("{value} is not between {low} and {high}")),
+            };
         }
     }
     Ok(())
@@ -345,26 +355,20 @@ fn name_of(policy: Policy) -> &'static str {
     }
 }
 
-/// Steps of the whole canvas, or of a unit; by default one slot a step.
+/// Steps of the whole canvas, or of a unit, checked against the number of blocks.
 fn steps(
     options: &DiffusionOptions,
     policy: PolicyConfig,
     shape: Shape,
     parts: &[InfillPart],
-) -> Result<usize, SubmitError> {
-    let (slots, blocks) = match shape {
+) -> Result<Option<usize>, SubmitError> {
+    let Some(steps) = options.steps else { return Ok(None) };
+    let blocks: usize = match shape {
         Shape::Whole { block_len } => {
-            let holes = || {
-                parts.iter().filter_map(|part| match part {
-                    InfillPart::Hole(len) => Some(*len),
-                    InfillPart::Fixed(_) => None,
-                })
-            };
-            (holes().sum(), holes().map(|len| len.div_ceil(block_len)).sum())
+            parts.iter().filter_map(InfillPart::slots).map(|len| len.div_ceil(block_len)).sum()
         }
-        Shape::Units { unit_len, block_len, .. } => (unit_len, unit_len / block_len),
+        Shape::Units { unit_len, block_len, .. } => unit_len / block_len,
     };
-    let Some(steps) = options.steps else { return Ok(slots) };
     if !matches!(policy.kind(), Policy::Quota | Policy::Dynamic | Policy::Editing) {
         let name = name_of(policy.kind());
         return invalid("decoding.steps", format!("the policy `{name}` takes as many steps as it needs"));
@@ -372,5 +376,5 @@ fn steps(
     if steps < blocks {
         return invalid("decoding.steps", format!("{steps} steps are fewer than the {blocks} blocks"));
     }
-    Ok(steps)
+    Ok(Some(steps))
 }

@@ -40,6 +40,8 @@ pub struct Diffusion {
     /// Passes over the current block that could only edit.
     post_steps: usize,
     steps: usize,
+    /// Blocks that got a step.
+    blocks: usize,
     counts: CommitCounts,
     edits: usize,
 }
@@ -64,6 +66,7 @@ impl Diffusion {
             cached_for: None,
             post_steps: 0,
             steps: 0,
+            blocks: 0,
             counts: CommitCounts::default(),
             edits: 0,
             config,
@@ -83,16 +86,17 @@ impl Diffusion {
     fn begin_block(&mut self) {
         self.post_steps = 0;
         let Some(block) = self.canvas.block() else { return };
-        let num_blocks = match self.config.shape {
-            Shape::Whole { .. } => self.canvas.num_blocks(),
-            Shape::Units { unit_len, block_len, .. } => unit_len / block_len,
+        let (num_blocks, order) = match self.config.shape {
+            Shape::Whole { .. } => (self.canvas.num_blocks(), block.index),
+            Shape::Units { unit_len, block_len, .. } => {
+                (unit_len / block_len, (block.slots.start - block.unit.start) / block_len)
+            }
         };
-        let order = match self.config.shape {
-            Shape::Whole { .. } => block.index,
-            Shape::Units { block_len, .. } => (block.slots.start - block.unit.start) / block_len,
+        let steps = match self.config.steps {
+            // What does not divide evenly goes to the first blocks.
+            Some(steps) => steps / num_blocks + usize::from(order < steps % num_blocks),
+            None => block.slots.len(),
         };
-        // What does not divide evenly goes to the first blocks.
-        let steps = self.config.steps / num_blocks + usize::from(order < self.config.steps % num_blocks);
         let num_open = self.canvas.num_open(block.slots.clone());
         self.policy.begin(BlockStart { num_open, len: block.slots.len(), steps: steps.max(1) });
     }
@@ -122,21 +126,24 @@ impl Diffusion {
             && *self.canvas.slot(first) == Slot::Open
     }
 
-    /// Slots of the block that want a score, from the first to the last.
-    fn wanted(&self, block: &Block) -> Range<usize> {
-        // A slot that was handed over is scored by a row that is not fed any more: it stays.
-        let is_scored = |position: usize| match self.config.shape {
+    /// Whether a filled slot of the block may still be overwritten. One that was handed over is scored by a row that is
+    /// not fed any more: it stays.
+    fn is_editable(&self, block: &Block, position: usize) -> bool {
+        let is_scored = match self.config.shape {
             Shape::Whole { .. } => true,
             Shape::Units { .. } => position >= block.unit.start + self.ahead() || block.unit.start == 0,
         };
-        let is_wanted = |position: &usize| match self.canvas.slot(*position) {
-            Slot::Open => true,
-            Slot::Decided(_) => self.editing().is_some() && is_scored(*position),
-            Slot::Given | Slot::Closed => false,
-        };
-        let first = block.slots.clone().find(is_wanted).unwrap_or(block.slots.start);
-        let last = block.slots.clone().rev().find(is_wanted).unwrap_or(first);
-        first..last + 1
+        self.editing().is_some() && is_scored && matches!(self.canvas.slot(position), Slot::Decided(_))
+    }
+
+    /// Slots of the block that want a score, from the first to the last; none if the block is done.
+    fn wanted(&self, block: &Block) -> Range<usize> {
+        let is_wanted =
+            |position: &usize| *self.canvas.slot(*position) == Slot::Open || self.is_editable(block, *position);
+        match (block.slots.clone().find(is_wanted), block.slots.clone().rev().find(is_wanted)) {
+            (Some(first), Some(last)) => first..last + 1,
+            _ => block.slots.end..block.slots.end,
+        }
     }
 
     /// Rows and slots of the next pass, with `kv_len` valid positions.
@@ -199,6 +206,7 @@ impl Diffusion {
                 Slot::Open => candidates.push(Candidate { position, confidence }),
                 Slot::Decided(old)
                     if old.token != score.token
+                        && self.is_editable(block, position)
                         && self.editing().is_some_and(|(threshold, _)| confidence > threshold) =>
                 {
                     edited.push(position);
@@ -230,13 +238,25 @@ impl Diffusion {
             }
         }
         let slot = |&position: &usize| (position - self.prompt_len, self.canvas.tokens()[position]);
-        CanvasChange { fixed: fixed.iter().map(slot).collect(), step: self.steps, block: block.index, masked: 0 }
+        CanvasChange {
+            fixed: fixed.iter().map(slot).collect(),
+            step: self.steps,
+            block: block.index,
+            committed: 0,
+            masked: 0,
+        }
     }
 
     /// Whether nothing in the block can change any more.
     fn is_done(&self, block: &Block) -> bool {
-        let posted = self.editing().is_none_or(|(_, max_post_steps)| self.post_steps >= max_post_steps);
-        self.canvas.num_open(block.slots.clone()) == 0 && posted
+        let is_settled = match self.editing() {
+            Some((_, max_post_steps)) => {
+                self.post_steps >= max_post_steps
+                    || !block.slots.clone().any(|position| self.is_editable(block, position))
+            }
+            None => true,
+        };
+        self.canvas.num_open(block.slots.clone()) == 0 && is_settled
     }
 
     fn kv_effect(&self, block: &Block) -> KvEffect {
@@ -316,6 +336,8 @@ impl Decoder for Diffusion {
             return Ok(StepOutcome::prefilled());
         }
         self.steps += 1;
+        // The block that follows the end of a text is opened and never decoded.
+        self.blocks = block.index + 1;
         let kv = self.kv_effect(&block);
         if matches!(kv, KvEffect::Truncate(_)) && plan.start == 0 {
             self.cached_for = Some(block.index);
@@ -326,11 +348,12 @@ impl Decoder for Diffusion {
         // What may still be edited does not leave.
         let hold_from = if self.editing().is_some() && !done { block.slots.start } else { usize::MAX };
         let commits = self.canvas.release(&seq.ends, self.config.early_stop, hold_from);
+        change.committed = self.canvas.num_released(self.prompt_len);
+        change.masked = self.canvas.num_masked();
         if self.is_done(&block) {
             self.canvas.advance();
             self.begin_block();
         }
-        change.masked = self.canvas.num_masked();
         Ok(StepOutcome { commits, kv, canvas: Some(change) })
     }
 
@@ -358,7 +381,7 @@ impl Decoder for Diffusion {
     fn diffusion(&self) -> Option<DiffusionStats> {
         Some(DiffusionStats {
             denoising_steps: self.steps,
-            blocks: self.canvas.num_begun(),
+            blocks: self.blocks,
             commits: self.counts,
             edits: self.edits,
             policy: self.config.policy.kind(),

@@ -343,6 +343,12 @@ fn what_does_not_fit_is_refused_by_name() {
         (DiffusionOptions { threshold: Some(f32::NAN), ..base() }, "decoding.threshold"),
         (DiffusionOptions { relaxed_threshold: Some(-0.1), ..base() }, "decoding.relaxed_threshold"),
         (DiffusionOptions { steps: Some(0), ..base() }, "decoding.steps"),
+        (DiffusionOptions { policy: Some(Policy::Quota), steps: Some(usize::MAX), ..base() }, "decoding.steps"),
+        (DiffusionOptions { block_length: Some(usize::MAX), ..base() }, "decoding.block_length"),
+        (
+            DiffusionOptions { policy: Some(Policy::Editing), max_post_steps: Some(usize::MAX), ..base() },
+            "decoding.max_post_steps",
+        ),
         (DiffusionOptions { steps: Some(8), ..base() }, "decoding.steps"),
         (DiffusionOptions { gen_length: Some(1000), ..base() }, "decoding.gen_length"),
         (DiffusionOptions { cache: Some(CacheMode::Block), ..base() }, "decoding.cache"),
@@ -364,4 +370,45 @@ fn what_does_not_fit_is_refused_by_name() {
     let masked = Request { prompt: vec![TokenId(1), MASK], ..diffusion(base()) };
     assert_eq!(error(&whole, &masked), "prompt");
     assert_eq!(error(&whole, &Request { prompt_logprobs: Some(0), ..diffusion(base()) }), "prompt_logprobs");
+}
+
+#[test]
+fn a_slot_that_was_handed_over_is_not_edited() {
+    let restless = |position: usize, tokens: &[TokenId]| {
+        (if tokens.get(position) == Some(&TokenId(1)) { TokenId(2) } else { TokenId(1) }, 0.8)
+    };
+    for block_length in [1, 2, 4] {
+        let options = DiffusionOptions {
+            policy: Some(Policy::Editing),
+            block_length: Some(block_length),
+            max_post_steps: Some(2),
+            ..DiffusionOptions::default()
+        };
+        let mut decoder = decoder(&blocks(4, LogitAlignment::NextSlot), &request(4, 8, options));
+        let trace = run(&mut decoder, 8, 64, restless);
+        assert_eq!(trace.text.len(), 8, "blocks of {block_length}");
+        assert_eq!(trace.text[0], TokenId(1), "handed over, and still what it was");
+    }
+}
+
+#[test]
+fn without_steps_the_quota_is_one_slot_a_step() {
+    for (block_length, gen_length) in [(8, 20), (32, 40), (5, 16)] {
+        let (block_length, gen_length) = (Some(block_length), Some(gen_length));
+        let options =
+            DiffusionOptions { policy: Some(Policy::Quota), block_length, gen_length, ..DiffusionOptions::default() };
+        let trace =
+            run(&mut decoder(&full(), &request(3, 40, options)), 40, 1, |position, _| (TokenId(position as u32), 0.5));
+        assert_eq!(trace.fixed.len(), gen_length.unwrap());
+    }
+}
+
+#[test]
+fn no_unit_is_opened_beyond_the_limit() {
+    let ends = |_: usize, _: &[TokenId]| (END, 0.99);
+    let options = DiffusionOptions { early_stop: Some(EarlyStop::None), ..DiffusionOptions::default() };
+    let mut decoder = decoder(&blocks(4, LogitAlignment::SameSlot), &request(6, 5, options));
+    let trace = run(&mut decoder, 5, 64, ends);
+    assert_eq!((trace.text.as_slice(), decoder.canvas.tokens().len()), (&[END][..], 12));
+    assert_eq!(decoder.diffusion().unwrap().blocks, 2, "the unit of the prompt's end, and one more");
 }
