@@ -224,14 +224,15 @@ pub struct StepOutcome {
     pub commits: Vec<TokenScore>,
     /// What stays in the KV cache.
     pub kv: KvEffect,
-    /// What changed on the canvas; `None` for strategies without one, and for passes that changed nothing.
+    /// What changed on the canvas; `None` for strategies without one, and for passes that judged no slot.
     pub canvas: Option<CanvasChange>,
 }
 
 /// What a denoising step changed on a canvas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanvasChange {
-    /// Slots that were filled or overwritten, ascending; slot 0 is the first behind the prompt.
+    /// Slots that were filled or overwritten, ascending; slot 0 is the first behind the prompt. Empty where an editing
+    /// pass found nothing to change.
     pub fixed: Vec<(usize, TokenId)>,
     /// Denoising steps so far, this one included.
     pub step: usize,
