@@ -3,5 +3,20 @@
 //! | module | holds |
 //! |---|---|
 //! | [`tasks`] | problems, drawn from a seed, and their checkers |
+//! | [`text`] | the tokenizer, trained on the tasks, and the chat format |
+//! | [`net`] | the network with gradients, over packed rows |
+//! | [`train`] | the training loop and its recipes |
+//! | [`export`] | a network as a model folder |
 
+mod error;
+pub mod export;
+pub mod net;
+mod optim;
 pub mod tasks;
+pub mod text;
+pub mod train;
+
+pub use error::ZooError;
+pub use net::{Net, Rows, Shape};
+pub use optim::Optimizer;
+pub use text::Text;

@@ -1,0 +1,112 @@
+//! A trained network as a model folder, as the server loads it.
+
+use std::{collections::HashMap, fs, path::Path, str::FromStr};
+
+use candle_core::{DType, safetensors};
+use serde_json::{Value, json};
+
+use crate::{
+    Net, Text, ZooError,
+    net::{NORM_EPS, ROPE_THETA},
+    text::Specials,
+};
+
+/// Longest text that the models are served with, in tokens.
+pub const CONTEXT_LEN: usize = 512;
+
+/// What a network is exported as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Causal.
+    Llama,
+    /// Causal, with the width that it was trained to decode at once.
+    Cllm {
+        /// Tokens of a window.
+        width: usize,
+    },
+    /// Full attention; a row scores the slot after it.
+    Dream,
+    /// Attention by blocks; a row scores the slot after it.
+    FastDllm {
+        /// Tokens of a block.
+        block_len: usize,
+    },
+}
+
+impl FromStr for Family {
+    type Err = ZooError;
+
+    /// `llama`, `cllm:WIDTH`, `dream`, `fast-dllm:BLOCK`.
+    fn from_str(text: &str) -> Result<Self, ZooError> {
+        let (name, number) = text.split_once(':').unwrap_or((text, ""));
+        match (name, number.parse()) {
+            ("llama", _) if number.is_empty() => Ok(Self::Llama),
+            ("dream", _) if number.is_empty() => Ok(Self::Dream),
+            ("cllm", Ok(width)) => Ok(Self::Cllm { width }),
+            ("fast-dllm", Ok(block_len)) => Ok(Self::FastDllm { block_len }),
+            _ => Err(ZooError::Settings(format!("`{text}` is none of llama, cllm:WIDTH, dream, fast-dllm:BLOCK"))),
+        }
+    }
+}
+
+/// Writes the folder: weights as f16, config, tokenizer, generation config, and `origin` as `training.json`.
+pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Value) -> Result<(), ZooError> {
+    fs::create_dir_all(folder).map_err(|source| ZooError::Io { path: folder.into(), source })?;
+    let halves: Result<HashMap<_, _>, _> = net
+        .parameters()
+        .iter()
+        .map(|(name, var)| Ok::<_, ZooError>((name.clone(), var.to_dtype(DType::F16)?)))
+        .collect();
+    safetensors::save(&halves?, folder.join("model.safetensors"))?;
+    text.save(folder, CONTEXT_LEN)?;
+    let shape = net.shape();
+    let mut config = json!({
+        "architectures": [match family {
+            Family::Llama | Family::Cllm { .. } => "LlamaForCausalLM",
+            Family::Dream => "DreamModel",
+            Family::FastDllm { .. } => "Fast_dLLM_QwenForCausalLM",
+        }],
+        "model_type": match family {
+            Family::Llama | Family::Cllm { .. } => "llama",
+            Family::Dream => "Dream",
+            Family::FastDllm { .. } => "Fast_dLLM_Qwen",
+        },
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": CONTEXT_LEN,
+        "rms_norm_eps": f64::from(NORM_EPS),
+        "rope_theta": ROPE_THETA,
+        "tie_word_embeddings": true,
+        "torch_dtype": "float16",
+        "bos_token_id": Specials::BOS,
+        "eos_token_id": Specials::END,
+        "pad_token_id": Specials::PAD,
+    });
+    match family {
+        Family::Llama | Family::Cllm { .. } => {}
+        Family::Dream => config["mask_token_id"] = json!(Specials::MASK),
+        Family::FastDllm { block_len } => {
+            config["mask_token_id"] = json!(Specials::MASK);
+            config["bd_size"] = json!(block_len);
+        }
+    }
+    let generation = json!({
+        "bos_token_id": Specials::BOS, "eos_token_id": Specials::END, "pad_token_id": Specials::PAD, "do_sample": false,
+    });
+    let mut files =
+        vec![("config.json", config), ("generation_config.json", generation), ("training.json", origin.clone())];
+    if let Family::Cllm { width } = family {
+        files.push(("jacobi.json", json!({ "n": width, "guess": "context-random", "trained_on": "the zoo's tasks" })));
+    }
+    for (name, value) in files {
+        let path = folder.join(name);
+        fs::write(&path, format!("{value:#}\n")).map_err(|source| ZooError::Io { path, source })?;
+    }
+    Ok(())
+}

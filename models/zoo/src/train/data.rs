@@ -1,0 +1,65 @@
+//! Problems for training and for evaluation, as tokens.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    ZooError,
+    tasks::{Problem, Split, Task},
+    text::{Encoded, Text},
+};
+
+/// How often each task is drawn, in percent.
+const MIX: [(Task, u32); 5] = [(Task::Math, 40), (Task::Json, 18), (Task::Sql, 20), (Task::Chat, 8), (Task::Chain, 14)];
+/// Problems that one draw may look at.
+const INDICES_PER_DRAW: u64 = 1 << 16;
+
+/// An endless stream of training problems; what it gives depends on the seed and the numbers of the draw alone.
+#[derive(Debug)]
+pub(crate) struct Stream<'a> {
+    text: &'a Text,
+    rng: ChaCha8Rng,
+    seed: u64,
+    next: u64,
+}
+
+impl<'a> Stream<'a> {
+    /// The stream of draw number `draw`.
+    pub(crate) fn new(text: &'a Text, seed: u64, draw: u64) -> Self {
+        let rng = ChaCha8Rng::seed_from_u64(seed ^ draw.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Self { text, rng, seed, next: draw * INDICES_PER_DRAW }
+    }
+
+    /// The next problem.
+    pub(crate) fn next(&mut self) -> Result<Encoded, ZooError> {
+        let mut left = self.rng.random_range(0..MIX.iter().map(|(_, share)| share).sum());
+        let task = MIX.iter().find(|(_, share)| match left.checked_sub(*share) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        });
+        let task = task.map_or(Task::Math, |(task, _)| *task);
+        let problem = task.problem(Split::Train, self.seed, self.next);
+        self.next += 1;
+        self.text.problem(&problem)
+    }
+
+    /// The generator, for other draws of the same step.
+    pub(crate) fn rng(&mut self) -> &mut ChaCha8Rng {
+        &mut self.rng
+    }
+}
+
+/// `count` problems of each task for choosing among checkpoints.
+pub(crate) fn validation(text: &Text, count: u64) -> Result<Vec<(Problem, Encoded)>, ZooError> {
+    let problems = Task::ALL.into_iter().flat_map(|task| (0..count).map(move |index| (task, index)));
+    problems
+        .map(|(task, index)| {
+            let problem = task.problem(Split::Validation, 0, index);
+            let encoded = text.problem(&problem)?;
+            Ok((problem, encoded))
+        })
+        .collect()
+}
