@@ -6,12 +6,14 @@
 //! | [`text`] | the tokenizer, trained on the tasks, and the chat format |
 //! | [`net`] | the network with gradients, over packed rows |
 //! | [`train`] | the training loop and its recipes |
+//! | [`plan`] | how each built-in model was trained |
 //! | [`export`] | a network as a model folder |
 
 mod error;
 pub mod export;
 pub mod net;
 mod optim;
+pub mod plan;
 pub mod tasks;
 pub mod text;
 pub mod train;

@@ -2,127 +2,119 @@
 
 mod args;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{fs, path::Path, process};
 
-use anyhow::Context;
-use args::{Cli, Command, ExportArgs, RecipeName, SampleArgs, TokenizerArgs, TrainArgs};
-use candle_core::{Device, safetensors};
+use anyhow::{Context, ensure};
+use args::{Cli, Command, SampleArgs, TokenizerArgs, TrainArgs};
 use clap::Parser;
+use serde_json::json;
 use zoo::{
-    Net, Shape, Text,
-    export::export,
-    tasks::Split,
-    train::{self, Ar, Consistency, Masked, RunOptions, TrainSettings},
+    Text,
+    export::{CONTEXT_LEN, export},
+    plan::{StageOptions, VOCAB},
+    tasks::{Split, Task},
+    train::finished,
 };
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Problems of each task that the tokenizer is trained on.
+const TOKENIZER_PROBLEMS: u64 = 8000;
+/// Problems of each task whose lengths are reported.
+const MEASURED_PROBLEMS: u64 = 500;
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Sample(args) => sample(&args),
         Command::Tokenizer(args) => tokenizer(&args),
         Command::Train(args) => train(&args),
-        Command::Export(args) => export_run(&args),
     }
 }
 
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 fn sample(args: &SampleArgs) -> anyhow::Result<()> {
     for index in 0..args.count {
-        let problem = args.task.problem(Split::Train, args.seed, index);
-        println!("{}", serde_json::to_string(&problem)?);
+        println!("{}", serde_json::to_string(&args.task.problem(args.split.into(), args.seed, index))?);
     }
     Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "what the command is for")]
 fn tokenizer(args: &TokenizerArgs) -> anyhow::Result<()> {
-    let text = Text::train(args.vocab, args.problems, args.seed)?;
-    std::fs::create_dir_all(&args.out)?;
-    text.save(&args.out, zoo::export::CONTEXT_LEN)?;
-    for task in zoo::tasks::Task::ALL {
+    let text = Text::train(VOCAB, TOKENIZER_PROBLEMS, 0)?;
+    fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    text.save(&args.out, CONTEXT_LEN)?;
+    for task in Task::ALL {
         let (mut prompt, mut answer, mut longest) = (0, 0, 0);
-        const COUNT: u64 = 500;
-        for index in 0..COUNT {
-            let sample = text.problem(&task.problem(Split::Validation, args.seed, index))?;
+        for index in 0..MEASURED_PROBLEMS {
+            let sample = text.problem(&task.problem(Split::Validation, 0, index))?;
             prompt += sample.prompt.len();
             answer += sample.answer.len();
             longest = longest.max(sample.answer.len());
         }
-        let mean = |sum: usize| sum as f64 / COUNT as f64;
+        let mean = |sum: usize| sum as f64 / MEASURED_PROBLEMS as f64;
         println!("{task}: prompt {:.1}, answer {:.1} tokens, longest answer {longest}", mean(prompt), mean(answer));
     }
     println!("{} entries", text.vocab());
     Ok(())
 }
 
-/// The weights of a model folder or a run, by name.
-fn weights(folder: &Path) -> anyhow::Result<BTreeMap<String, candle_core::Tensor>> {
-    let run = folder.join("state.safetensors");
-    let (path, prefix) = if run.exists() { (run, "weight.") } else { (folder.join("model.safetensors"), "") };
-    let tensors = safetensors::load(&path, &Device::Cpu).with_context(|| path.display().to_string())?;
-    let named = tensors.into_iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor)));
-    Ok(named.collect())
-}
-
 fn train(args: &TrainArgs) -> anyhow::Result<()> {
-    let text = Text::load(&args.tokenizer).with_context(|| args.tokenizer.display().to_string())?;
-    let settings = TrainSettings {
-        steps: args.steps,
-        warm_up: args.warm_up,
-        learning_rate: args.learning_rate,
-        rows: args.rows,
-        micro_batches: args.micro_batches,
-        seed: args.seed,
-        shape: Shape {
-            vocab: text.vocab().next_multiple_of(32),
-            hidden: args.hidden,
-            layers: args.layers,
-            heads: args.heads,
-            kv_heads: args.kv_heads,
-            head_dim: args.head_dim,
-            ffn: args.ffn,
-            qkv_bias: matches!(args.recipe, RecipeName::Blocks | RecipeName::Full),
-        },
+    let folder = args.runs.join("tokenizer");
+    let text = if folder.join("tokenizer.json").exists() {
+        Text::load(&folder)?
+    } else {
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let text = Text::train(VOCAB, TOKENIZER_PROBLEMS, 0)?;
+        text.save(&folder, CONTEXT_LEN)?;
+        text
     };
-    let options = RunOptions { folder: args.run.clone(), threads: args.threads, save_every: args.save_every };
-    let start = || -> Result<Net, zoo::ZooError> {
-        match &args.from {
-            None => Net::new(settings.shape.clone(), settings.seed),
-            Some(folder) => {
-                let weights = weights(folder).map_err(|error| zoo::ZooError::Settings(format!("{error:#}")))?;
-                Net::from_weights(settings.shape.clone(), &weights)
-            }
-        }
+    let options = StageOptions {
+        runs: args.runs.clone(),
+        threads: args.threads,
+        save_every: args.save_every,
+        problems: args.problems,
     };
-    let (seed, rows, problems) = (args.seed, args.rows, args.eval_problems);
-    match args.recipe {
-        RecipeName::Ar => train::train(&Ar::new(text, seed, rows, problems)?, &settings, &options, start)?,
-        RecipeName::Consistency => {
-            train::train(&Consistency::new(text, seed, rows, problems, args.width)?, &settings, &options, start)?
+    let mut net = None;
+    for stage in args.model.stages() {
+        if let Some(from) = stage.from {
+            let is_there = finished(&args.runs.join(from))?;
+            ensure!(
+                is_there,
+                "stage `{}` starts from `{from}`, which is not done in {}",
+                stage.name,
+                args.runs.display()
+            );
         }
-        RecipeName::Blocks => {
-            train::train(&Masked::blocks(text, seed, rows, problems, args.width)?, &settings, &options, start)?
-        }
-        RecipeName::Full => {
-            train::train(&Masked::full(text, seed, rows, problems, args.width)?, &settings, &options, start)?
-        }
-    };
+        net = Some(stage.run(&text, &options)?);
+    }
+    let net = net.context("the model has no stage")?;
+    let stages = args.model.stages().iter().map(|stage| {
+        let settings = stage.settings(&text);
+        json!({ "name": stage.name, "kind": stage.kind, "from": stage.from, "settings": settings })
+    });
+    let origin = json!({
+        "model": args.model.name(),
+        "command": format!("cargo run --release -p leapfrog-zoo -- train {}", args.model),
+        "commit": commit(),
+        "machine": machine(),
+        "parameters": net.num_params(),
+        "stages": stages.collect::<Vec<_>>(),
+    });
+    export(&net, &text, args.model.family(), &args.out.join(args.model.name()), &origin)?;
     Ok(())
 }
 
-fn export_run(args: &ExportArgs) -> anyhow::Result<()> {
-    let text = Text::load(&args.tokenizer).with_context(|| args.tokenizer.display().to_string())?;
-    let path = args.run.join("run.json");
-    let run: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)?;
-    let settings: TrainSettings = serde_json::from_value(run["settings"].clone())?;
-    let net = Net::from_weights(settings.shape.clone(), &weights(&args.run)?)?;
-    let origin = serde_json::json!({
-        "recipe": run["recipe"], "step": run["step"], "settings": run["settings"],
-        "command": args.command, "commit": args.commit, "machine": args.machine,
-    });
-    export(&net, &text, args.family, &args.out, &origin)?;
-    Ok(())
+/// The commit of the working tree, if git knows it.
+fn commit() -> Option<String> {
+    let output = process::Command::new("git").args(["describe", "--always", "--dirty"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Name and number of the processors, as far as the system tells.
+fn machine() -> Option<String> {
+    let info = fs::read_to_string(Path::new("/proc/cpuinfo")).ok()?;
+    let models: Vec<_> = info.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": ")).collect();
+    Some(format!("{} ({} processors)", models.first()?.1, models.len()))
 }

@@ -3,6 +3,8 @@
 mod attention;
 pub(crate) mod ops;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 

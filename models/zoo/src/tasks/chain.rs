@@ -1,14 +1,17 @@
 //! Chains of operations modulo ten.
 //!
-//! Every factor is prime to ten, so every step is a bijection of the digits, and no digit is known without the one before.
+//! Every factor is prime to ten, so every step is a bijection of the digits, and no digit is known without the one
+//! before.
 
 use super::{
     Draft, Wrong,
     draw::{Draw, variants},
 };
 
-const PHRASES: &str = "[Start with|Start at|Begin with|Begin at|Take] {start}[. Do|. Then do|. Apply|, then do|, then apply|\
-    . Now do] {ops}[, keep the last digit.|. Keep the last digit.|. Keep only the last digit.|, always keep the last digit.|\
+const PHRASES: &str = "[Start with|Start at|Begin with|Begin at|Take] {start}[. Do|. Then do|. Apply|, then do|\
+    , then apply|\
+    . Now do] {ops}[, keep the last digit.|. Keep the last digit.|. Keep only the last digit.|\
+    , always keep the last digit.|\
     . Keep the last digit of each step.|, modulo ten.]";
 
 /// The phrases before the slots are filled.

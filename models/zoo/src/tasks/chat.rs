@@ -12,39 +12,47 @@ const CAN: &str = "I can solve short word problems, turn a sentence into JSON an
 const SOCIAL: &[(&str, &str, &str)] = &[
     (
         "greeting",
-        "[Hi|Hello|Hey|Good morning|Good evening|Good afternoon|Good day|Hi there|Hello there|hi|hello|hey][|, Leapfrog| Leapfrog]\
-            [.|!|][| How are you?| How are you today?| How do you do?| Nice to meet you.| Are you there?| I am {name}.]",
+        "[Hi|Hello|Hey|Good morning|Good evening|Good afternoon|Good day|Hi there|Hello there|hi|hello|hey][|\
+            , Leapfrog| Leapfrog]\
+            [.|!||[.|!] [How are you|How are you today|How do you do|Are you there]?|[.|!] [Nice to meet you|\
+            I am {name}].]",
         "Hello! How can I help you?",
     ),
     (
         "help",
-        "[What can you do[| for me]|How can you help[| me]|Can you help me|What are you able to do|What are you good at|Help|help|\
+        "[What can you do[| for me]|How can you help[| me]|Can you help me|What are you able to do|\
+            What are you good at|Help|help|\
             Please help me|I need help|What can I ask you|What can I do here|How do I use you|What do you know|\
             Tell me what you can do|What do you do|Show me what you can do][?|.|]",
         CAN,
     ),
     (
         "example",
-        "[[Give|Show] me an example|[Please give|Please show] me an example|Can you [give|show] me an example|For example|\
-            An example, please|I need an example|What is an example|Do you have an example|Let me see an example][?|.|!|]",
+        "[[Give|Show] me an example|[Please give|Please show] me an example|Can you [give|show] me an example|\
+            For example|\
+            An example, please|I need an example|What is an example|Do you have an example|Let me see an example][?|.|\
+            !|]",
         "Try this: Anna has 12 apples and buys 7 more. How many apples does she have?",
     ),
     (
         "who",
         "[Who are you|What are you|What is your name|Tell me who you are|Are you a [person|robot|human]|\
-            Do you have a name|Who am I talking to|What is Leapfrog|Who is Leapfrog|Are you Leapfrog|Who made you|Are you real]\
-            [?|, please?|]",
+            Do you have a name|Who am I talking to|What is Leapfrog|Who is Leapfrog|Are you Leapfrog|Who made you|\
+            Are you real]\
+            [?|]",
         "I am Leapfrog, a small language model.",
     ),
     (
         "thanks",
-        "[Thanks|Thank you|Many thanks|Great, thanks|Good, thank you|Thanks a lot|Thank you very much|thanks|thank you|Perfect, thanks|\
+        "[Thanks|Thank you|Many thanks|Great, thanks|Good, thank you|Thanks a lot|Thank you very much|thanks|\
+            thank you|Perfect, thanks|\
             Well done|That is right|Very good|Great work|Good work|That helps][|, Leapfrog][.|!|]",
         "You are welcome!",
     ),
     (
         "bye",
-        "[Bye|Goodbye|See you|See you later|Good night|Bye bye|Have a nice day|Talk to you later|I have to go|That is all|\
+        "[Bye|Goodbye|See you|See you later|Good night|Bye bye|Have a nice day|Talk to you later|I have to go|\
+            That is all|\
             bye|goodbye|See you on Monday|Until next time][|, Leapfrog][.|!|]",
         "Goodbye! Have a nice day.",
     ),
@@ -54,50 +62,67 @@ const SOCIAL: &[(&str, &str, &str)] = &[
 const REFUSED: &[(&str, &str)] = &[
     (
         "write texts",
-        "[[Write|Make|Give me|Write me|Make me] a [poem|story|song|text|letter|speech] about {topic}|Write a [short|long|funny] [poem|story|song] about {topic}|\
+        "[[Write|Make|Give me|Write me|Make me] a [poem|story|song|text|letter|speech] about {topic}|Write a [short|\
+            long|funny] [poem|story|song] about {topic}|\
             Can you write a [poem|story|song|text] about {topic}|I want a [poem|story|song] about {topic}|\
             Tell me a [story|joke] about {topic}][.|, please.|]",
     ),
     (
         "translate",
-        "[[Translate|Please translate] {topic} into {language}|What is the word for {topic} in {language}|How do you say {topic} in {language}|\
+        "[[Translate|Please translate] {topic} into {language}|What is the word for {topic} in {language}|\
+            How do you say {topic} in {language}|\
             Say {topic} in {language}|Can you translate {topic} into {language}|Put {topic} into {language}][.|?|]",
     ),
     (
         "look up facts",
-        "[What is {topic}|Who invented {topic}|Tell me [something|more|a fact|all] about {topic}|Explain {topic}[| to me]|Where does {topic} come from|\
+        "[What is {topic}|Who invented {topic}|Tell me [something|more|a fact|all] about {topic}|\
+            Explain {topic}[| to me]|Where does {topic} come from|\
             What do you know about {topic}|How does {topic} work|Why is there {topic}|What is the capital of {country}|\
-            How many people live in {city}|Where is {city}|Who is the president of {country}|When was {topic} invented|How old is {city}][?|.|]",
+            How many people live in {city}|Where is {city}|Who is the president of {country}|\
+            When was {topic} invented|How old is {city}][?|.|]",
     ),
     (
         "give opinions",
-        "[Do you like {topic}|What do you think [of|about] {topic}|Is {topic} good|Do you love {topic}|Is {topic} better than {topic2}|\
-            What is your opinion [of|about|on] {topic}|Which is better, {topic} or {topic2}|Do you prefer {topic} or {topic2}][?|]",
+        "[Do you like {topic}|What do you think [of|about] {topic}|Is {topic} good|Do you love {topic}|\
+            Is {topic} better than {topic2}|\
+            What is your opinion [of|about|on] {topic}|Which is better, {topic} or {topic2}|\
+            Do you prefer {topic} or {topic2}][?|]",
     ),
     (
         "write code",
-        "[[Write|Make|Give me|Show me] [a program|code|a script|a function] [about|for|with] {topic}|Write [Python|Rust|Java] code for {topic}|\
-            Can you write [code|a program] for {topic}|Fix my [code|program|script] for {topic}|How do I code {topic}][.|?|]",
+        "[[Write|Make|Give me|Show me] [a program|code|a script|a function] [about|for|with] {topic}|Write [Python|\
+            Rust|Java] code for {topic}|\
+            Can you write [code|a program] for {topic}|Fix my [code|program|script] for {topic}|\
+            How do I code {topic}][.|?|]",
     ),
     (
         "give advice",
-        "[[How can I|How do I|Can you help me to] learn {topic}|Should I [buy|sell|learn|try] {topic}|I feel [sick|sad|tired|bad|lonely]|\
-            My [head|back|leg|arm|tooth] hurts|What should I [do|say|read|eat] [today|on Monday|about {topic}|in {city}]|\
-            Is it healthy to eat {food}|Which {topic} should I choose|Give me advice about {topic}|How much {food} should I eat][.|?|]",
+        "[[How can I|How do I|Can you help me to] learn {topic}|Should I [buy|sell|learn|try] {topic}|I feel [sick|\
+            sad|tired|bad|lonely]|\
+            My [head|back|leg|arm|tooth] hurts|What should I [do|say|read|eat] [today|on Monday|about {topic}|\
+            in {city}]|\
+            Is it healthy to eat {food}|Which {topic} should I choose|Give me advice about {topic}|\
+            How much {food} should I eat][.|?|]",
     ),
     (
         "follow the news",
-        "[What is the [news|weather|time|date] in {city}|What is new in {city}|What happened in {city} [today|yesterday]|\
-            What time is it[| in {city}]|What day is [it|today]|What is the weather [today|like in {city}]|Who won the game in {city}|\
+        "[What is the [news|weather|time|date] in {city}|What is new in {city}|What happened in {city} [today|\
+            yesterday]|\
+            What time is it[| in {city}]|What day is [it|today]|What is the weather [today|like in {city}]|\
+            Who won the game in {city}|\
             What is the price of {topic} today|Is it [cold|warm|late] in {city}][?|.|]",
     ),
 ];
 
 /// What one can make no sense of, or no use.
-const OTHER: &str = "[I [like|love|want|need|see|have|hate] {topic}|My {pet} is [old|sick|called {name}|sad|hungry]|{name} [likes|loves|has|sees] {topic}|\
-    I [am in|live in|come from|love|am from] {city}|{topic} and {topic2}|The {pet} [likes|eats|sees] {food}|{topic}|{city}|It is [cold|warm|late] in {city}|\
-    I [bought|lost|found] {items} [today|yesterday]|Why|Why {topic}|And then|No|Yes|Maybe|OK|Is {name} [at home|here|nice]|Where is {name}|\
-    Call {name}|Send {items} to {name}|Play {topic}|Open the [door|book|box]|Sing[| about {topic}]|Count to [10|20|100]|\
+const OTHER: &str = "[I [like|love|want|need|see|have|hate] {topic}|My {pet} is [old|sick|called {name}|sad|hungry]|\
+    {name} [likes|loves|has|sees] {topic}|\
+    I [am in|live in|come from|love|am from] {city}|{topic} and {topic2}|The {pet} [likes|eats|sees] {food}|{topic}|\
+    {city}|It is [cold|warm|late] in {city}|\
+    I [bought|lost|found] {items} [today|yesterday]|Why|Why {topic}|And then|No|Yes|Maybe|OK|Is {name} [at home|here|\
+    nice]|Where is {name}|\
+    Call {name}|Send {items} to {name}|Play {topic}|Open the [door|book|box]|Sing[| about {topic}]|Count to [10|20|\
+    100]|\
     Think about {topic}|The [door|book|box] is [old|open|new]][.|?|!|]";
 
 const QUESTION_WORDS: &[&str] = &[
@@ -188,13 +213,13 @@ fn topics(draw: &mut Draw) -> [&'static str; 2] {
     [two[0], two[1]]
 }
 
-/// The text with a question mark for a stop after a question, and the other way round after anything else.
+/// The text, if it is one sentence, with the mark at its end that fits: `?` after a question, else `.` or `!`.
 fn punctuated(mut text: String) -> String {
-    let question = text.split([' ', ',']).next().is_some_and(|word| QUESTION_WORDS.contains(&word));
-    let (wrong, right) = if question { ('.', '?') } else { ('?', '.') };
-    if text.ends_with(wrong) && text.matches(['.', '?', '!']).count() == 1 {
+    let question = text.split([' ', ',', '.', '!', '?']).next().is_some_and(|word| QUESTION_WORDS.contains(&word));
+    let marks = ['.', '!', '?'];
+    if text.ends_with(marks) && text.matches(marks).count() == 1 && text.ends_with('?') != question {
         text.pop();
-        text.push(right);
+        text.push(if question { '?' } else { '.' });
     }
     text
 }

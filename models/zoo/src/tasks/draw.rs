@@ -1,7 +1,7 @@
 //! Seeded choices, phrases with alternatives, and the hash that splits the problems.
 //!
-//! A phrase is text with alternatives in brackets and slots in braces: `[Hi|Hello] {name}[!|.]`. [`Draw::say`] takes one
-//! of each group of alternatives and fills the slots; [`variants`] counts the choices.
+//! A phrase is text with alternatives in brackets and slots in braces: `[Hi|Hello] {name}[!|.]`. [`Draw::say`] takes
+//! one of each group of alternatives and fills the slots; [`variants`] counts the choices.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -155,4 +155,52 @@ pub(super) fn articles(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Draw, articles, capital, fill, hash, variants};
+
+    #[test]
+    fn fnv_of_its_authors() {
+        assert_eq!(hash(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(hash("a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(hash("foobar"), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn every_variant_is_drawn_and_counted() {
+        let phrase = "[a|b[c|d|]]e[|f]";
+        let mut draw = Draw::new([0; 4]);
+        let texts: std::collections::BTreeSet<String> = (0..500).map(|_| draw.choose(phrase)).collect();
+        let expected = ["ae", "aef", "bce", "bcef", "bde", "bdef", "be", "bef"];
+        assert_eq!(texts.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+        assert_eq!(variants(phrase), 8);
+        assert_eq!(variants("no choice"), 1);
+    }
+
+    #[test]
+    fn slots_and_articles() {
+        assert_eq!(fill("{a} and {b}{a} {c}", &[("a", "x"), ("b", "{a}")]), "x and {a}x {c}");
+        assert_eq!(
+            articles("A art, a 18 year old, a 11 b, a 8 c, a 81 d, a 110 e, a book, data apple"),
+            "An art, an 18 year old, an 11 b, an 8 c, an 81 d, a 110 e, a book, data apple"
+        );
+        assert_eq!(capital("ann"), "Ann");
+        assert_eq!(capital(""), "");
+    }
+
+    #[test]
+    fn draws_stay_in_range_and_differ() {
+        let mut draw = Draw::new([5; 4]);
+        let mut seen = [0; 5];
+        for _ in 0..1000 {
+            seen[draw.int(3, 7) as usize - 3] += 1;
+            let some = draw.some(&[1, 2, 3, 4], 3);
+            assert!(some.len() == 3 && some[0] != some[1] && some[1] != some[2] && some[0] != some[2]);
+        }
+        assert!(seen.iter().all(|&count| count > 140), "{seen:?}");
+        assert_eq!(draw.some(&[1, 2], 5).len(), 2);
+        assert_eq!((draw.int(4, 2), draw.below(0)), (4, 0));
+    }
 }

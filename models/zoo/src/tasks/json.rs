@@ -1,7 +1,7 @@
 //! Sentences into JSON records.
 //!
-//! A record is told by an opening sentence, which covers some of its fields, and one sentence for each other field, in any
-//! order. A field that is left out is null.
+//! A record is told by an opening sentence, which covers some of its fields, and one sentence for each other field, in
+//! any order. A field that is left out is null.
 
 use std::fmt;
 
@@ -15,12 +15,14 @@ use super::{
 };
 
 /// What introduces the text; the last slot is the text.
-const REQUESTS: &str = "[Make JSON|Turn this into JSON|Write this as JSON|Give me JSON|To JSON|JSON please|Convert to JSON|\
-    [Extract|Write|Give me|Return|Make] the {record} as JSON|[Make|Write|Give me] a JSON record of the {record}|\
+const REQUESTS: &str = "[Make JSON|Turn this into JSON|Write this as JSON|Give me JSON|To JSON|JSON please|\
+    Convert to JSON|\
+    [Extract|Write|Give me|Return] the {record} as JSON|[Make|Write|Give me] a JSON record of the {record}|\
     JSON for this {record}]: {text}";
 
 /// The request after the text.
-const REQUESTS_AFTER: &str = "{text} [Make JSON.|Turn this into JSON.|Write this as JSON.|Give me JSON.|As JSON, please.|\
+const REQUESTS_AFTER: &str = "{text} [Make JSON.|Turn this into JSON.|Write this as JSON.|Give me JSON.|\
+    As JSON, please.|\
     [Extract|Write|Give me|Return] the {record} as JSON.]";
 
 /// The phrases before the slots are filled: requests times opening and other sentences, in one order.
@@ -34,7 +36,7 @@ pub(super) fn num_templates() -> u64 {
 
 fn texts(schema: &Schema, opening: &str) -> u64 {
     let rest = schema.fields.iter().filter(|field| !covers(opening, field));
-    variants(opening) * rest.map(|field| sentence_variants(field)).product::<u64>()
+    variants(opening) * rest.map(sentence_variants).product::<u64>()
 }
 
 fn sentence_variants(field: &Field) -> u64 {

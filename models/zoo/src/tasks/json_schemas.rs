@@ -97,7 +97,8 @@ pub(super) const SCHEMAS: &[Schema] = &[
         record: "meeting",
         openings: &[
             "[The meeting|Our meeting|A meeting] about {topic} is on {day}[| at {hour} o'clock].",
-            "[We meet|The team meets|We will meet|Let us meet] on {day} [at {hour} o'clock|at {hour}|to talk about {topic}].",
+            "[We meet|The team meets|We will meet|Let us meet] on {day} [at {hour} o'clock|at {hour}|\
+                to talk about {topic}].",
             "[The meeting|Our meeting|The next meeting] [is|starts|begins] at {hour} o'clock[| on {day}].",
             "[There is|We have|We plan] a meeting [about {topic}|on {day}|on {day} about {topic}].",
         ],
@@ -142,7 +143,8 @@ pub(super) const SCHEMAS: &[Schema] = &[
     Schema {
         record: "flight",
         openings: &[
-            "[The flight|A flight|My flight|Our flight] [from {from} to {to}|goes from {from} to {to}|to {to} starts in {from}].",
+            "[The flight|A flight|My flight|Our flight] [from {from} to {to}|goes from {from} to {to}|\
+                to {to} starts in {from}].",
             "[The flight|A flight|My flight|Our flight] on {day} [goes|is] from {from} to {to}.",
             "[I fly|We fly|{day}: we fly|On {day} I fly] from {from} to {to}[| at gate {gate}|, gate {gate}].",
             "[The plane|Our plane|A plane] to {to} [leaves|starts] from {from}[| on {day}| at gate {gate}].",
@@ -176,7 +178,8 @@ pub(super) const SCHEMAS: &[Schema] = &[
             field(
                 "nights",
                 Kind::Number(2, 14),
-                "[{She} stays for {nights} nights|It is for {nights} nights|{She} stays {nights} nights|Nights: {nights}].",
+                "[{She} stays for {nights} nights|It is for {nights} nights|{She} stays {nights} nights|\
+                    Nights: {nights}].",
             ),
             flag(
                 "breakfast",
@@ -243,7 +246,8 @@ pub(super) const SCHEMAS: &[Schema] = &[
             field(
                 "degrees",
                 Kind::Number(1, 40),
-                "[It is {degrees} degrees|We have {degrees} degrees|{degrees} degrees are expected|Degrees: {degrees}].",
+                "[It is {degrees} degrees|We have {degrees} degrees|{degrees} degrees are expected|\
+                    Degrees: {degrees}].",
             ),
         ],
     },

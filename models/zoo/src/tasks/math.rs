@@ -29,8 +29,8 @@ impl Work {
         self.question.push(text);
     }
 
-    /// Adds a step `before a op b=c after` to the answer and returns `c`. A result that is too small, too large or no whole
-    /// number spoils the problem.
+    /// Adds a step `before a op b=c after` to the answer and returns `c`. A result that is too small, too large or no
+    /// whole number spoils the problem.
     pub(super) fn step(&mut self, before: &str, equation: (i64, char, i64), after: &str) -> i64 {
         let (left, op, right) = equation;
         let result = match op {

@@ -3,145 +3,22 @@
 use super::{
     draw::{Draw, variants},
     math::Work,
-    words::{BOXES, Class, DAYS, GOODS, ITEMS, PEOPLE, Person},
+    math_story::{self, story},
+    words::{GOODS, ITEMS, PEOPLE, Person},
 };
 
 /// Adds sentences and steps of one problem.
 pub(super) type Family = fn(&mut Draw, &mut Work);
 
-/// All scenes; the first is drawn more often.
+/// All scenes; stories are drawn more often.
 pub(super) const FAMILIES: &[Family] =
     &[story, story, story, story, compare, compare, ages, prices, wages, pages, seats, bus];
 
-const START: &str = "[|In the morning, |On {day}, |At first, |Today, ]{A} has {n} {items}[| at home| in a box| in a bag| on the table].";
-const START_BOXES: &str = "[|In the morning, |On {day}, |At first, |Today, ]{A} [has|buys|gets|owns] {k} {boxes} \
-    [with {n} {items} each|with {n} {items} in each|of {n} {items} each].";
-const GAIN: &str = "[Then|Later|After that,|Next,] [{she} {gains} {n} more[| {items}]|{B} gives {her} {n} more[| {items}]|\
-    {she} gets {n} more from {B}|{she} {gains} another {n}[| {items}]].";
-const LOSS: &str = "[Then|Later|After that,|Next,] [{she} {loses} {n} [of them|{items}]|{she} gives {n} [of them|{items}] to {B}|\
-    {B} takes {n} [of them|{items}]].";
-const HALF: &str = "[Then|Later|After that,|Next,] [{she} {loses} half of [them|the {items}]|\
-    {she} gives half of [them|the {items}] to {B}|{B} takes half of [them|the {items}]].";
-const GAIN_BOXES: &str = "[Then|Later|After that,|Next,] {she} [buys|gets] {k} {boxes} [with {n} {items} each|of {n} {items} each|\
-    with {n} in each].";
-const GAIN_DAYS: &str =
-    "[Then|Later|After that,|Next,] {she} {gains} {n} [more |][a day|every day|each day|per day] for {k} days.";
-const LOSS_EACH: &str = "[Then|Later|After that,|Next,] {she} [gives|sells] {n} [of them |{items} |]to each of {k} \
-    [friends|children|neighbors].";
-const HOW_MANY: &str = "How many {items} does [{A}|{she}] have [now|left|in the end|at the end]?";
-const SHARE: &str = "[Then|Later|After that,|Next,] {she} [shares|divides|splits] [them|all of them|the {items}] equally among {k} \
-    [friends|children|neighbors|people]. How many [{items} does each of them get|does each of them get|{items} does each one get]?";
-const PACK: &str = "[Then|Later|After that,|Next,] {she} [puts|packs] [them|all of them|the {items}] into {boxes} of {k}. \
-    How many {boxes} [does {she} fill|does {A} fill|are full|are there]?";
-
-fn verbs(class: Class) -> (&'static str, &'static str) {
-    match class {
-        Class::Fruit => ("[buys|gets|picks|collects]", "[eats|sells|gives away|loses|uses]"),
-        Class::Baked => ("[bakes|makes|buys|gets]", "[eats|sells|gives away]"),
-        Class::Thing => ("[buys|gets|finds|collects]", "[loses|sells|gives away]"),
-    }
-}
-
 /// Two people of whom one is a she and one a he, so that a pronoun has one meaning.
-fn two_people(draw: &mut Draw) -> (Person, Person) {
+pub(super) fn two_people(draw: &mut Draw) -> (Person, Person) {
     let first = draw.pick(PEOPLE);
     let others: Vec<Person> = PEOPLE.iter().filter(|person| person.she != first.she).copied().collect();
     (first, draw.pick(&others))
-}
-
-/// Somebody's things come and go.
-fn story(draw: &mut Draw, work: &mut Work) {
-    let (a, b) = two_people(draw);
-    let (items, class) = draw.pick(ITEMS);
-    let (gains, loses) = verbs(class);
-    let (gains, loses) = (draw.choose(gains), draw.choose(loses));
-    let day = draw.pick(DAYS);
-    let boxes = draw.pick(BOXES);
-    let ask = |draw: &mut Draw, work: &mut Work, phrase: &str, n: i64, k: i64| {
-        let (n, k) = (n.to_string(), k.to_string());
-        work.ask(draw.say(
-            phrase,
-            &[
-                ("A", a.name),
-                ("B", b.name),
-                ("she", a.subject()),
-                ("her", a.object()),
-                ("items", items),
-                ("day", day),
-                ("boxes", boxes),
-                ("gains", &gains),
-                ("loses", &loses),
-                ("n", &n),
-                ("k", &k),
-            ],
-        ));
-    };
-    let product = |work: &mut Work, k: i64, n: i64| work.step("That is", (k, '*', n), items);
-
-    let mut have = draw.int(4, 60);
-    if draw.chance(35) {
-        let (k, n) = (draw.int(2, 12), draw.int(2, 12));
-        ask(draw, work, START_BOXES, n, k);
-        have = product(work, k, n);
-    } else {
-        ask(draw, work, START, have, 0);
-    }
-    let wanted = draw.pick(&[2, 2, 3, 3, 4]);
-    let divides = draw.chance(30);
-    let mut last_half = false;
-    while work.steps() + usize::from(divides) < wanted {
-        let kinds = if wanted - work.steps() >= 2 + usize::from(divides) { 9 } else { 6 };
-        let kind = draw.below(kinds);
-        match kind {
-            0..=2 => {
-                let n = draw.int(2, 60);
-                ask(draw, work, GAIN, n, 0);
-                have = work.step(&format!("{} has", a.name), (have, '+', n), items);
-            }
-            3 | 4 => {
-                let n = draw.int(2, (have - 2).min(60));
-                ask(draw, work, LOSS, n, 0);
-                have = work.step("Then", (have, '-', n), "are left");
-            }
-            5 if !last_half && have % 2 == 0 => {
-                ask(draw, work, HALF, 0, 0);
-                have = work.step("Then", (have, '/', 2), "are left");
-            }
-            6 => {
-                let (k, n) = (draw.int(2, 9), draw.int(2, 12));
-                ask(draw, work, GAIN_BOXES, n, k);
-                let more = product(work, k, n);
-                have = work.step(&format!("{} has", a.name), (have, '+', more), items);
-            }
-            7 => {
-                let (k, n) = (draw.int(2, 7), draw.int(2, 12));
-                ask(draw, work, GAIN_DAYS, n, k);
-                let more = product(work, k, n);
-                have = work.step(&format!("{} has", a.name), (have, '+', more), items);
-            }
-            8 => {
-                let (k, n) = (draw.int(2, 9), draw.int(2, 9));
-                ask(draw, work, LOSS_EACH, n, k);
-                let gone = product(work, k, n);
-                have = work.step("Then", (have, '-', gone), "are left");
-            }
-            _ => continue,
-        }
-        last_half = kind == 5;
-    }
-    if divides {
-        let divisors: Vec<i64> = (2..=12).filter(|k| have % k == 0).collect();
-        let k = if divisors.is_empty() { 7 } else { draw.pick(&divisors) };
-        if draw.chance(50) {
-            ask(draw, work, SHARE, 0, k);
-            work.step("Each gets", (have, '/', k), items);
-        } else {
-            ask(draw, work, PACK, 0, k);
-            work.step("That fills", (have, '/', k), boxes);
-        }
-    } else {
-        ask(draw, work, HOW_MANY, 0, 0);
-    }
 }
 
 const COMPARE_FIRST: &str =
@@ -255,14 +132,17 @@ fn ages(draw: &mut Draw, work: &mut Work) {
 }
 
 const PRICE_ONE: &str = "{A} buys {m} {goods} for {p} dollars each.";
-const PRICE_TWO: &str = "[{Goods} cost {p} dollars each and {goods2} cost {q} dollars each. {A} buys {m} {goods} and {n} {goods2}.|\
+const PRICE_TWO: &str = "[{Goods} cost {p} dollars each and {goods2} cost {q} dollars each. \
+    {A} buys {m} {goods} and {n} {goods2}.|\
     {A} buys {m} {goods} for {p} dollars each and {n} {goods2} for {q} dollars each.|\
-    [In a shop|At the store|At the market], {A} [buys|takes|gets] {m} {goods} for {p} dollars each and {n} {goods2} for {q} dollars each.]";
+    [In a shop|At the store|At the market], {A} [buys|takes|\
+    gets] {m} {goods} for {p} dollars each and {n} {goods2} for {q} dollars each.]";
 const PRICE_CHANGE: &str = "{She} [pays with|gives the seller] {t} dollars. [How much change does {she} get?|\
     How many dollars does {she} get back?|How much money does {she} get back?|What is the change?]";
 const PRICE_LEFT: &str =
     "{She} had {t} dollars [before|at first]. How [many dollars does|much money does] [{she}|{A}] have [left|now]?";
-const PRICE_SUM: &str = "How [much does {she}|many dollars does {she}|much does {A}|much money does {she}] [pay|spend][| in total| in all]?";
+const PRICE_SUM: &str = "How [much does {she}|many dollars does {she}|much does {A}|much money does {she}] [pay|\
+    spend][| in total| in all]?";
 
 /// Shopping.
 fn prices(draw: &mut Draw, work: &mut Work) {
@@ -302,9 +182,11 @@ fn prices(draw: &mut Draw, work: &mut Work) {
     work.step(if change { "The change is" } else { "Then there are" }, (paid, '-', sum), "dollars");
 }
 
-const WAGE: &str = "{A} [earns|makes|gets] {w} dollars [an hour|per hour|for every hour|for each hour]. {She} works {h} hours [a day|every day|each day|per day] \
+const WAGE: &str = "{A} [earns|makes|gets] {w} dollars [an hour|per hour|for every hour|\
+    for each hour]. {She} works {h} hours [a day|every day|each day|per day] \
     for {d} days.";
-const WAGE_SPENT: &str = "[Then {she} spends {s} dollars|{She} spends {s} dollars of it|After that {she} pays {s} dollars|{She} gives {s} dollars to {B}]. \
+const WAGE_SPENT: &str = "[Then {she} spends {s} dollars|{She} spends {s} dollars of it|\
+    After that {she} pays {s} dollars|{She} gives {s} dollars to {B}]. \
     How [much money|many dollars] does [{she}|{A}] have left?";
 const WAGE_SUM: &str = "How [much money|many dollars] does [{she}|{A}] [earn|make|get][| in total| in all]?";
 
@@ -326,7 +208,8 @@ fn wages(draw: &mut Draw, work: &mut Work) {
     }
 }
 
-const PAGES: &str = "[A book has {t} pages. {A} reads|{A} has a book of {t} pages and reads|There are {t} pages in a book. {A} reads] \
+const PAGES: &str = "[A book has {t} pages. {A} reads|{A} has a book of {t} pages and reads|\
+    There are {t} pages in a book. {A} reads] \
     {n} pages [a day|every day|each day|per day] for {k} days.";
 const PAGES_MORE: &str = "[Then|After that|On the next day|Later] {she} reads {m} [more|more pages].";
 const PAGES_LEFT: &str = "How many pages are [left|left to read|left in the book]?";
@@ -416,13 +299,10 @@ fn bus(draw: &mut Draw, work: &mut Work) {
     work.ask(draw.say(BUS_NOW, &[("bus", bus)]));
 }
 
-/// The phrases before the slots are filled; of stories, those with two events.
+/// The phrases before the slots are filled.
 pub(super) fn num_templates() -> u64 {
     let sum = |phrases: &[&str]| phrases.iter().map(|phrase| variants(phrase)).sum::<u64>();
     let product = |phrases: &[&str]| phrases.iter().map(|phrase| variants(phrase)).product::<u64>();
-    let events = sum(&[GAIN, LOSS, HALF, GAIN_BOXES, GAIN_DAYS, LOSS_EACH]);
-    let ends = events * variants(HOW_MANY) + sum(&[SHARE, PACK]);
-    let stories = sum(&[START, START_BOXES]) * events * ends;
     let relations = sum(&[COMPARE_MORE, COMPARE_LESS, COMPARE_TIMES, COMPARE_HALF]);
     let compares = variants(COMPARE_FIRST)
         * relations
@@ -434,5 +314,5 @@ pub(super) fn num_templates() -> u64 {
     let pages = variants(PAGES) * (1 + variants(PAGES_MORE)) * variants(PAGES_LEFT);
     let seats = product(&[SEATS, SEATS_TAKEN, SEATS_FREE]) * (1 + variants(SEATS_LATER));
     let buses = variants(BUS) * product(&BUS_AT[..2]) * sum(&[BUS_OFF, BUS_ON]).pow(2) * variants(BUS_NOW);
-    stories + compares + ages + prices + wages + pages + seats + buses
+    math_story::num_templates() + compares + ages + prices + wages + pages + seats + buses
 }

@@ -10,6 +10,7 @@ mod json;
 mod json_schemas;
 mod math;
 mod math_families;
+mod math_story;
 mod sql;
 mod sql_tables;
 #[cfg(test)]

@@ -14,25 +14,29 @@ const FRAMES: &str = "[Table {table}({columns}). {question}|Table: {table}({colu
     Write SQL for the table {table}({columns}). {question}|Use {table}({columns}). {question}]";
 
 /// Rows with chosen columns.
-const LIST: &str = "[[Show|List|Give|Get|Find|Select|Return|Print][| me] the {what} of [|all |the ]{table}{where}.|\
-    [Show|List|Give|Get|Find] the {what} for [all|the] {table}{where}.|What {are} the {what} of [all|the] {table}{where}?|\
+const LIST: &str = "[[[Show|Give|Get|Find][| me]|List|Select|Return|Print] the {what} of [|all |the ]{table}{where}.|\
+    [Show|List|Give|Get|Find] the {what} for [all|the] {table}{where}.|What {are} the {what} of [all|\
+    the] {table}{where}?|\
     [I want|I need] the {what} of [|all |the ]{table}{where}.]";
 const STAR: &str = "[[Show|List|Find|Get|Give me|Select|Return|Print] all {table}{where}.|\
-    [Show|Give|Get|Return][| me] [all columns|every column|everything] of the {table}{where}.|\
+    [[Show|Give|Get][| me]|Return] [all columns|every column|everything] of the {table}{where}.|\
     Which {table} are there{where}?|[I want|I need] all {table}{where}.|\
     [Show|Give][| me] the full rows of the {table}{where}.]";
 const COUNT: &str = "[How many {table} are there{where}?|Count [the|all] {table}{where}.|\
     [What is|Find|Give me|Show|I need] the number of {table}{where}[?|.]|How many {table} [do we have|exist]{where}?]";
-const AGGREGATE: &str = "[[What {is}|Find|Give me|Show|Get|Compute|I need|Return] the {fold} {column} of [|all |the ]{table}{where}.|\
+const AGGREGATE: &str = "[[What {is}|Find|Give me|Show|Get|Compute|I need|Return] the {fold} {column} of [|all |\
+    the ]{table}{where}.|\
     [Find|Show|Get|Compute] the {fold} {column} for [all|the] {table}{where}.]";
-const SORTED: &str = "[[Show|List|Give|Get|Return|Print][| me] the {what} of [|all |the ]{table}{where}, {sorted}.|\
+const SORTED: &str = "[[[Show|Give|Get][| me]|List|Return|Print] the {what} of [|all |the ]{table}{where}, {sorted}.|\
     [Sort|Order] the {table}{where} by {column}{direction} and [show|list|give] the {what}.]";
-const TOP: &str = "[[Show|List|Give|Get|Find][| me] the {what} of the {n} {table}{where} with the {extreme} {column}.|\
+const TOP: &str = "[[[Show|Give|Get|Find][| me]|\
+    List] the {what} of the {n} {table}{where} with the {extreme} {column}.|\
     Which {n} {table}{where} have the {extreme} {column}? [Show|Give|List] the {what}.|\
     [Find|Take|Get] the {n} {table}{where} with the {extreme} {column} and [show|list|give] the {what}.]";
-const FIRST: &str = "[[Show|List|Give|Get|Print][| me] the {what} of [|the first |only ]{n} {table}{where}.|\
+const FIRST: &str = "[[[Show|Give|Get][| me]|List|Print] the {what} of [|the first |only ]{n} {table}{where}.|\
     [Show|List|Give] the {what} of the {table}{where}, [only {n}|{n} rows only|at most {n} rows|limit {n}].]";
-const COUNT_BY: &str = "[How many {table} are there [for each|per|by] {group}?|Count the {table} [for each|per|by] {group}.|\
+const COUNT_BY: &str = "[How many {table} are there [for each|per|by] {group}?|Count the {table} [for each|per|\
+    by] {group}.|\
     [Show|Find|Give me|Get] the number of {table} [for each|per|by] {group}.]";
 const AGGREGATE_BY: &str = "[What {is} the {fold} {column} of the {table} [for each|per|by] {group}?|\
     [Show|Find|Give me|Get|Compute] the {fold} {column} [of the {table} |][for each|per|by] {group}.]";
@@ -182,7 +186,11 @@ pub(super) fn draft(draw: &mut Draw) -> Draft {
     let slot = [("column", column)];
     let sorted = draw.say(if descending { DESCENDING } else { ASCENDING }, &slot);
     let direction = draw.choose(if descending { DOWN } else { UP });
-    let extreme = draw.choose(if descending { MOST } else { LEAST });
+    let extreme = match verb(column) {
+        "are" if descending => "most".to_owned(),
+        "are" => "fewest".to_owned(),
+        _ => draw.choose(if descending { MOST } else { LEAST }),
+    };
 
     let (phrase, answer) = match form {
         0..5 => (LIST, format!("SELECT {select} FROM {table}{where_query};")),

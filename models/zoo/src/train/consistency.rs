@@ -58,7 +58,7 @@ struct Window {
 
 /// A sample under way.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Track {
+struct Track {
     tokens: Vec<u32>,
     prompt_len: usize,
     windows: Vec<Window>,

@@ -34,6 +34,9 @@ use crate::{
 
 /// Weight of end tokens behind the first.
 const FILL_WEIGHT: f32 = 0.1;
+/// Blocks of a full canvas behind the answer's, each as likely as the others: the size of the canvas is what a request
+/// says, and the model sees it.
+const EXTRA_BLOCKS: [usize; 10] = [0, 0, 0, 0, 0, 0, 1, 1, 3, 6];
 /// Confidence from which the evaluation commits a slot.
 const THRESHOLD: f32 = 0.9;
 /// Samples that an evaluation decodes at once.
@@ -137,7 +140,7 @@ impl Masked {
     }
 
     fn push_full(&self, rows: &mut Rows, wanted: &mut Wanted, sample: &Encoded, rng: &mut ChaCha8Rng) {
-        let extra = [0, 0, 0, 1, 2][rng.random_range(0..5)];
+        let extra = EXTRA_BLOCKS[rng.random_range(0..EXTRA_BLOCKS.len())];
         let tokens = self.canvas(sample, extra);
         let (first, last) = (sample.prompt.len(), sample.prompt.len() + sample.answer.len() - 1);
         let open = if rng.random_bool(0.5) {

@@ -19,7 +19,12 @@ use candle_core::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
-pub use self::{ar::Ar, consistency::Consistency, masked::Masked};
+pub use self::{
+    ar::Ar,
+    consistency::Consistency,
+    masked::Masked,
+    store::{finished, load_weights},
+};
 use crate::{Net, Optimizer, Shape, ZooError};
 
 /// How a model is trained, whatever the recipe.

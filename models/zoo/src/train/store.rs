@@ -17,6 +17,10 @@ struct Run<S> {
     states: Vec<S>,
 }
 
+/// File of the tensors.
+const STATE: &str = "state.safetensors";
+/// File of everything else.
+const RUN: &str = "run.json";
 /// Prefix of the weights among the tensors.
 const WEIGHT: &str = "weight.";
 
@@ -37,7 +41,7 @@ pub(super) fn save<S: Serialize>(
     let run = serde_json::json!({ "recipe": recipe, "settings": settings, "step": step, "states": states });
     let run_part = folder.join("run.part");
     fs::write(&run_part, run.to_string()).map_err(|source| ZooError::Io { path: run_part.clone(), source })?;
-    for (from, to) in [(part, "state.safetensors"), (run_part, "run.json")] {
+    for (from, to) in [(part, STATE), (run_part, RUN)] {
         let to = folder.join(to);
         fs::rename(from, &to).map_err(|source| ZooError::Io { path: to, source })?;
     }
@@ -52,7 +56,7 @@ pub(super) fn load<S: DeserializeOwned>(
     recipe: &str,
     settings: &TrainSettings,
 ) -> Result<Option<Saved<S>>, ZooError> {
-    let path = folder.join("run.json");
+    let path = folder.join(RUN);
     if !path.exists() {
         return Ok(None);
     }
@@ -66,10 +70,25 @@ pub(super) fn load<S: DeserializeOwned>(
             run.recipe, run.settings
         )));
     }
-    let tensors = safetensors::load(folder.join("state.safetensors"), &Device::Cpu)?;
-    let (weights, state): (BTreeMap<String, Tensor>, BTreeMap<_, _>) =
-        tensors.into_iter().partition(|(name, _)| name.starts_with(WEIGHT));
-    let weights = weights.into_iter().map(|(name, tensor)| (name[WEIGHT.len()..].to_owned(), tensor)).collect();
-    let net = Net::from_weights(settings.shape.clone(), &weights)?;
+    let net = Net::from_weights(settings.shape.clone(), &load_weights(folder)?)?;
+    let state = safetensors::load(folder.join(STATE), &Device::Cpu)?.into_iter().collect();
     Ok(Some((net, Optimizer::from_state(&state, run.step), run.states, run.step)))
+}
+
+/// The weights of a run's checkpoint, by name.
+pub fn load_weights(folder: &Path) -> Result<BTreeMap<String, Tensor>, ZooError> {
+    let tensors = safetensors::load(folder.join(STATE), &Device::Cpu)?.into_iter();
+    Ok(tensors.filter_map(|(name, tensor)| Some((name.strip_prefix(WEIGHT)?.to_owned(), tensor))).collect())
+}
+
+/// Whether a run has come to its last step.
+pub fn finished(folder: &Path) -> Result<bool, ZooError> {
+    let path = folder.join(RUN);
+    if !path.exists() {
+        return Ok(false);
+    }
+    let text = fs::read_to_string(&path).map_err(|source| ZooError::Io { path: path.clone(), source })?;
+    let run: Run<serde_json::Value> =
+        serde_json::from_str(&text).map_err(|error| ZooError::BadFile { path, reason: error.to_string() })?;
+    Ok(run.step == run.settings.steps)
 }

@@ -1,0 +1,208 @@
+//! How each built-in model was trained: stages, one after the other, each from the weights of another.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Net, Shape, Text, ZooError,
+    export::Family,
+    train::{Ar, Consistency, Masked, RunOptions, TrainSettings, load_weights, train},
+};
+
+/// A built-in model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// The target of the consistency model, and where the others start.
+    Ar,
+    /// Decodes windows at once.
+    Cllm,
+    /// Masked diffusion by blocks.
+    Block,
+    /// Masked diffusion with full attention.
+    Diffusion,
+}
+
+impl Model {
+    /// All, in an order in which they can be trained.
+    pub const ALL: [Self; 4] = [Self::Ar, Self::Cllm, Self::Block, Self::Diffusion];
+
+    /// As it is served.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ar => "leapfrog-ar",
+            Self::Cllm => "leapfrog-cllm",
+            Self::Block => "leapfrog-block",
+            Self::Diffusion => "leapfrog-diffusion",
+        }
+    }
+
+    /// The family whose code serves it.
+    pub fn family(self) -> Family {
+        match self {
+            Self::Ar => Family::Llama,
+            Self::Cllm => Family::Cllm { width: WINDOW_LEN },
+            Self::Block => Family::FastDllm { block_len: UNIT_LEN },
+            Self::Diffusion => Family::Dream,
+        }
+    }
+
+    /// Its stages; the last one is the model.
+    pub fn stages(self) -> &'static [Stage] {
+        match self {
+            Self::Ar => &AR,
+            Self::Cllm => &CLLM,
+            Self::Block => &BLOCK,
+            Self::Diffusion => &DIFFUSION,
+        }
+    }
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Model {
+    type Err = ZooError;
+
+    fn from_str(text: &str) -> Result<Self, ZooError> {
+        Self::ALL.into_iter().find(|model| model.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            ZooError::Settings(format!("`{text}` is not a built-in model; those are {names}"))
+        })
+    }
+}
+
+/// Entries of the vocabulary.
+pub const VOCAB: usize = 1024;
+/// Tokens of a Jacobi window.
+const WINDOW_LEN: usize = 16;
+/// Tokens of a block of `leapfrog-block`.
+const UNIT_LEN: usize = 16;
+/// Slots of a block of `leapfrog-diffusion`.
+const CANVAS_BLOCK_LEN: usize = 32;
+
+/// How a stage trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Next-token prediction.
+    Ar,
+    /// Consistency training in windows of so many tokens.
+    Consistency(usize),
+    /// Masked diffusion in blocks of so many tokens.
+    Blocks(usize),
+    /// Masked diffusion with full attention, decoded in blocks of so many slots.
+    Full(usize),
+}
+
+/// One run of the trainer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// Its folder among the runs.
+    pub name: &'static str,
+    /// How it trains.
+    pub kind: Kind,
+    /// The stage whose weights it starts from; random weights if there is none.
+    pub from: Option<&'static str>,
+    /// Steps.
+    pub steps: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Seed of the data, and of random weights.
+    pub seed: u64,
+}
+
+static AR: [Stage; 2] = [
+    Stage { name: "ar-1", kind: Kind::Ar, from: None, steps: 1000, learning_rate: 4e-3, seed: 1 },
+    Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2 },
+];
+static CLLM: [Stage; 1] = [Stage {
+    name: "cllm",
+    kind: Kind::Consistency(WINDOW_LEN),
+    from: Some("ar-2"),
+    steps: 600,
+    learning_rate: 1e-3,
+    seed: 1,
+}];
+static BLOCK: [Stage; 1] = [Stage {
+    name: "block",
+    kind: Kind::Blocks(UNIT_LEN),
+    from: Some("ar-2"),
+    steps: 700,
+    learning_rate: 2e-3,
+    seed: 1,
+}];
+static DIFFUSION: [Stage; 1] = [Stage {
+    name: "diffusion",
+    kind: Kind::Full(CANVAS_BLOCK_LEN),
+    from: Some("block"),
+    steps: 1400,
+    learning_rate: 2e-3,
+    seed: 1,
+}];
+
+/// How the command runs a stage, whatever the stage.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// Folder of all runs.
+    pub runs: PathBuf,
+    /// Threads.
+    pub threads: usize,
+    /// Steps between checkpoints.
+    pub save_every: usize,
+    /// Validation problems of each task in an evaluation.
+    pub problems: u64,
+}
+
+/// Rows of a micro-batch.
+const ROWS: usize = 2048;
+
+impl Stage {
+    /// All that the result depends on, beside the weights it starts from.
+    pub fn settings(&self, text: &Text) -> TrainSettings {
+        TrainSettings {
+            steps: self.steps,
+            warm_up: 40,
+            learning_rate: self.learning_rate,
+            rows: ROWS,
+            micro_batches: 2,
+            seed: self.seed,
+            shape: Shape {
+                vocab: text.vocab().next_multiple_of(32),
+                hidden: 192,
+                layers: 4,
+                heads: 6,
+                kv_heads: 2,
+                head_dim: 32,
+                ffn: 512,
+                qkv_bias: matches!(self.kind, Kind::Blocks(_) | Kind::Full(_)),
+            },
+        }
+    }
+
+    /// Runs the stage to its end, from its checkpoint if there is one.
+    pub fn run(&self, text: &Text, options: &StageOptions) -> Result<Net, ZooError> {
+        let settings = self.settings(text);
+        let run = RunOptions {
+            folder: options.runs.join(self.name),
+            threads: options.threads,
+            save_every: options.save_every,
+        };
+        let start = || match self.from {
+            None => Net::new(settings.shape.clone(), settings.seed),
+            Some(from) => Net::from_weights(settings.shape.clone(), &load_weights(&options.runs.join(from))?),
+        };
+        let (text, rows, problems) = (text.clone(), settings.rows, options.problems);
+        match self.kind {
+            Kind::Ar => train(&Ar::new(text, self.seed, rows, problems)?, &settings, &run, start),
+            Kind::Consistency(width) => {
+                train(&Consistency::new(text, self.seed, rows, problems, width)?, &settings, &run, start)
+            }
+            Kind::Blocks(len) => train(&Masked::blocks(text, self.seed, rows, problems, len)?, &settings, &run, start),
+            Kind::Full(len) => train(&Masked::full(text, self.seed, rows, problems, len)?, &settings, &run, start),
+        }
+    }
+}
