@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Net, Shape, Text, ZooError,
     export::Family,
-    train::{Ar, Consistency, Masked, RunOptions, TrainSettings, load_weights, train},
+    train::{Ar, Consistency, Masked, Mix, RunOptions, TrainSettings, load_weights, train},
 };
 
 /// A built-in model.
@@ -113,27 +113,37 @@ pub struct Stage {
     pub learning_rate: f64,
     /// Seed of the data, and of random weights.
     pub seed: u64,
+    /// How often each task is drawn.
+    pub mix: Mix,
 }
 
-static AR: [Stage; 2] = [
-    Stage { name: "ar-1", kind: Kind::Ar, from: None, steps: 1000, learning_rate: 4e-3, seed: 1 },
-    Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2 },
+/// All tasks as they come.
+const EVEN: Mix = [40, 18, 20, 8, 14];
+/// More of the word problems, once the others are learnt.
+const HARD: Mix = [60, 12, 12, 6, 10];
+
+static AR: [Stage; 3] = [
+    Stage { name: "ar-1", kind: Kind::Ar, from: None, steps: 1000, learning_rate: 4e-3, seed: 1, mix: EVEN },
+    Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2, mix: EVEN },
+    Stage { name: "ar-3", kind: Kind::Ar, from: Some("ar-2"), steps: 700, learning_rate: 2e-3, seed: 3, mix: HARD },
 ];
 static CLLM: [Stage; 1] = [Stage {
     name: "cllm",
     kind: Kind::Consistency(WINDOW_LEN),
-    from: Some("ar-2"),
+    from: Some("ar-3"),
     steps: 600,
     learning_rate: 1e-3,
     seed: 1,
+    mix: HARD,
 }];
 static BLOCK: [Stage; 1] = [Stage {
     name: "block",
     kind: Kind::Blocks(UNIT_LEN),
-    from: Some("ar-2"),
+    from: Some("ar-3"),
     steps: 700,
     learning_rate: 2e-3,
     seed: 1,
+    mix: HARD,
 }];
 static DIFFUSION: [Stage; 1] = [Stage {
     name: "diffusion",
@@ -142,6 +152,7 @@ static DIFFUSION: [Stage; 1] = [Stage {
     steps: 1400,
     learning_rate: 2e-3,
     seed: 1,
+    mix: HARD,
 }];
 
 /// How the command runs a stage, whatever the stage.
@@ -170,6 +181,7 @@ impl Stage {
             rows: ROWS,
             micro_batches: 2,
             seed: self.seed,
+            mix: self.mix,
             shape: Shape {
                 vocab: text.vocab().next_multiple_of(32),
                 hidden: 192,
@@ -195,14 +207,14 @@ impl Stage {
             None => Net::new(settings.shape.clone(), settings.seed),
             Some(from) => Net::from_weights(settings.shape.clone(), &load_weights(&options.runs.join(from))?),
         };
-        let (text, rows, problems) = (text.clone(), settings.rows, options.problems);
+        let (text, problems) = (text.clone(), options.problems);
         match self.kind {
-            Kind::Ar => train(&Ar::new(text, self.seed, rows, problems)?, &settings, &run, start),
+            Kind::Ar => train(&Ar::new(text, &settings, problems)?, &settings, &run, start),
             Kind::Consistency(width) => {
-                train(&Consistency::new(text, self.seed, rows, problems, width)?, &settings, &run, start)
+                train(&Consistency::new(text, &settings, problems, width)?, &settings, &run, start)
             }
-            Kind::Blocks(len) => train(&Masked::blocks(text, self.seed, rows, problems, len)?, &settings, &run, start),
-            Kind::Full(len) => train(&Masked::full(text, self.seed, rows, problems, len)?, &settings, &run, start),
+            Kind::Blocks(len) => train(&Masked::blocks(text, &settings, problems, len)?, &settings, &run, start),
+            Kind::Full(len) => train(&Masked::full(text, &settings, problems, len)?, &settings, &run, start),
         }
     }
 }

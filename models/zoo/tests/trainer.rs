@@ -16,7 +16,16 @@ use zoo::{
 fn settings(text: &Text, steps: usize, qkv_bias: bool) -> TrainSettings {
     let vocab = text.vocab().next_multiple_of(32);
     let shape = Shape { vocab, hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 32, ffn: 64, qkv_bias };
-    TrainSettings { steps, warm_up: 2, learning_rate: 4e-3, rows: 300, micro_batches: 2, seed: 1, shape }
+    TrainSettings {
+        steps,
+        warm_up: 2,
+        learning_rate: 4e-3,
+        rows: 300,
+        micro_batches: 2,
+        seed: 1,
+        mix: [40, 18, 20, 8, 14],
+        shape,
+    }
 }
 
 fn run<R: Recipe>(recipe: &R, settings: &TrainSettings, folder: &Path, threads: usize) -> Result<Net, ZooError> {
@@ -54,8 +63,9 @@ fn a_run_repeats_with_any_number_of_threads() {
     for recipe in 0..2 {
         let at = |threads: usize| folder.path().join(format!("{recipe}-{threads}"));
         let nets = [1, 2].map(|threads| match recipe {
-            0 => run(&Ar::new(text.clone(), 1, 300, 1).unwrap(), &settings, &at(threads), threads).unwrap(),
-            _ => run(&Consistency::new(text.clone(), 1, 300, 1, 8).unwrap(), &settings, &at(threads), threads).unwrap(),
+            0 => run(&Ar::new(text.clone(), &settings, 1).unwrap(), &settings, &at(threads), threads).unwrap(),
+            _ => run(&Consistency::new(text.clone(), &settings, 1, 8).unwrap(), &settings, &at(threads), threads)
+                .unwrap(),
         });
         assert_same(&nets[0], &nets[1]);
     }
@@ -66,7 +76,7 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_end() {
     let text = text();
     let folder = tempfile::tempdir().unwrap();
     let constant = |steps| TrainSettings { warm_up: 1_000_000, ..settings(&text, steps, false) };
-    let recipe = Ar::new(text.clone(), 1, 300, 1).unwrap();
+    let recipe = Ar::new(text.clone(), &constant(6), 1).unwrap();
     let whole = run(&recipe, &constant(6), &folder.path().join("whole"), 2).unwrap();
     let cut = folder.path().join("cut");
     cut_off(&cut, &constant(6), &recipe);
@@ -75,7 +85,7 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_end() {
     let other = TrainSettings { learning_rate: 1e-3, ..constant(6) };
     let error = run(&recipe, &other, &cut, 2).unwrap_err().to_string();
     assert!(error.contains("other settings"), "{error}");
-    let other = Masked::full(text.clone(), 1, 300, 1, 16).unwrap();
+    let other = Masked::full(text.clone(), &constant(6), 1, 16).unwrap();
     assert!(run(&other, &constant(6), &cut, 2).is_err(), "another recipe's checkpoint");
 }
 
@@ -89,10 +99,10 @@ fn every_recipe_learns() {
     };
     let at = |name: &str| folder.path().join(name);
     let (causal, masked) = (settings(&text, 40, false), settings(&text, 40, true));
-    run(&Ar::new(text.clone(), 1, 300, 1).unwrap(), &causal, &at("ar"), 2).unwrap();
-    run(&Consistency::new(text.clone(), 1, 300, 1, 8).unwrap(), &causal, &at("cllm"), 2).unwrap();
-    run(&Masked::blocks(text.clone(), 1, 300, 1, 16).unwrap(), &masked, &at("blocks"), 2).unwrap();
-    run(&Masked::full(text.clone(), 1, 300, 1, 16).unwrap(), &masked, &at("full"), 2).unwrap();
+    run(&Ar::new(text.clone(), &causal, 1).unwrap(), &causal, &at("ar"), 2).unwrap();
+    run(&Consistency::new(text.clone(), &causal, 1, 8).unwrap(), &causal, &at("cllm"), 2).unwrap();
+    run(&Masked::blocks(text.clone(), &masked, 1, 16).unwrap(), &masked, &at("blocks"), 2).unwrap();
+    run(&Masked::full(text.clone(), &masked, 1, 16).unwrap(), &masked, &at("full"), 2).unwrap();
     for name in ["ar", "cllm", "blocks", "full"] {
         let losses = losses(name);
         assert_eq!(losses.len(), 2, "{name}");

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Loss, Recipe,
-    data::{Stream, validation},
+    Loss, Recipe, TrainSettings,
+    data::{Mix, Stream, validation},
 };
 use crate::{
     Net, Rows, Text, ZooError,
@@ -18,15 +18,16 @@ use crate::{
 pub struct Ar {
     text: Text,
     seed: u64,
+    mix: Mix,
     rows: usize,
     validation: Vec<(Problem, Encoded)>,
 }
 
 impl Ar {
-    /// `rows` of a micro-batch; `problems` of each task for evaluation.
-    pub fn new(text: Text, seed: u64, rows: usize, problems: u64) -> Result<Self, ZooError> {
+    /// `problems` of each task for evaluation.
+    pub fn new(text: Text, settings: &TrainSettings, problems: u64) -> Result<Self, ZooError> {
         let validation = validation(&text, problems)?;
-        Ok(Self { text, seed, rows, validation })
+        Ok(Self { text, seed: settings.seed, mix: settings.mix, rows: settings.rows, validation })
     }
 }
 
@@ -53,7 +54,7 @@ impl Recipe for Ar {
     }
 
     fn loss(&self, net: &Net, draw: u64, (): &mut ()) -> Result<Loss, ZooError> {
-        let mut stream = Stream::new(&self.text, self.seed, draw);
+        let mut stream = Stream::new(&self.text, self.seed, self.mix, draw);
         let (mut rows, mut wanted, mut tokens) = (Rows::default(), Vec::new(), Vec::new());
         while rows.len() < self.rows {
             let sample = stream.next()?;

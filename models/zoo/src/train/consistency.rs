@@ -17,9 +17,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Loss, Recipe,
+    Loss, Recipe, TrainSettings,
     ar::{exact, is_right, whole},
-    data::{Stream, validation},
+    data::{Mix, Stream, validation},
 };
 use crate::{
     Net, Rows, Text, ZooError,
@@ -42,6 +42,7 @@ const POOL: usize = 96;
 pub struct Consistency {
     text: Text,
     seed: u64,
+    mix: Mix,
     rows: usize,
     width: usize,
     validation: Vec<(Problem, Encoded)>,
@@ -73,18 +74,18 @@ pub struct Pool {
 }
 
 impl Consistency {
-    /// Windows of `width` tokens, `rows` of a micro-batch, `problems` of each task for evaluation.
-    pub fn new(text: Text, seed: u64, rows: usize, problems: u64, width: usize) -> Result<Self, ZooError> {
+    /// Windows of `width` tokens, `problems` of each task for evaluation.
+    pub fn new(text: Text, settings: &TrainSettings, problems: u64, width: usize) -> Result<Self, ZooError> {
         if width < 2 {
             return Err(ZooError::Settings(format!("a window of {width} tokens has no guess")));
         }
         let validation = validation(&text, problems)?;
-        Ok(Self { text, seed, rows, width, validation })
+        Ok(Self { text, seed: settings.seed, mix: settings.mix, rows: settings.rows, width, validation })
     }
 
     fn draw(&self, micro: usize, drawn: u64) -> Result<Track, ZooError> {
         // Draws of different micro-batches, and those of the target's training, do not meet.
-        let mut stream = Stream::new(&self.text, self.seed ^ 0x636c_6c6d, drawn * 64 + micro as u64);
+        let mut stream = Stream::new(&self.text, self.seed ^ 0x636c_6c6d, self.mix, drawn * 64 + micro as u64);
         let sample = stream.next()?;
         let mut track = Track { tokens: whole(&sample), prompt_len: sample.prompt.len(), windows: Vec::new() };
         let rng = stream.rng();
@@ -156,7 +157,7 @@ impl Recipe for Consistency {
     }
 
     fn loss(&self, net: &Net, draw: u64, pool: &mut Pool) -> Result<Loss, ZooError> {
-        let mut stream = Stream::new(&self.text, self.seed ^ 0x7374_6570, draw);
+        let mut stream = Stream::new(&self.text, self.seed ^ 0x7374_6570, self.mix, draw);
         let rng = stream.rng();
         // A random part of the pool.
         let (mut rows, mut chosen) = (Rows::default(), Vec::new());

@@ -9,10 +9,11 @@ use crate::{
     text::{Encoded, Text},
 };
 
-/// How often each task is drawn, in percent.
-const MIX: [(Task, u32); 5] = [(Task::Math, 40), (Task::Json, 18), (Task::Sql, 20), (Task::Chat, 8), (Task::Chain, 14)];
 /// Problems that one draw may look at.
 const INDICES_PER_DRAW: u64 = 1 << 16;
+
+/// How often each task is drawn, in the order of [`Task::ALL`]; shares of their sum, which is not 0.
+pub type Mix = [u32; 5];
 
 /// An endless stream of training problems; what it gives depends on the seed and the numbers of the draw alone.
 #[derive(Debug)]
@@ -20,27 +21,28 @@ pub(crate) struct Stream<'a> {
     text: &'a Text,
     rng: ChaCha8Rng,
     seed: u64,
+    mix: Mix,
     next: u64,
 }
 
 impl<'a> Stream<'a> {
     /// The stream of draw number `draw`.
-    pub(crate) fn new(text: &'a Text, seed: u64, draw: u64) -> Self {
+    pub(crate) fn new(text: &'a Text, seed: u64, mix: Mix, draw: u64) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(seed ^ draw.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Self { text, rng, seed, next: draw * INDICES_PER_DRAW }
+        Self { text, rng, seed, mix, next: draw * INDICES_PER_DRAW }
     }
 
     /// The next problem.
     pub(crate) fn next(&mut self) -> Result<Encoded, ZooError> {
-        let mut left = self.rng.random_range(0..MIX.iter().map(|(_, share)| share).sum());
-        let task = MIX.iter().find(|(_, share)| match left.checked_sub(*share) {
+        let mut left = self.rng.random_range(0..self.mix.iter().sum());
+        let task = Task::ALL.into_iter().zip(self.mix).find(|(_, share)| match left.checked_sub(*share) {
             Some(rest) => {
                 left = rest;
                 false
             }
             None => true,
         });
-        let task = task.map_or(Task::Math, |(task, _)| *task);
+        let task = task.map_or(Task::Math, |(task, _)| task);
         let problem = task.problem(Split::Train, self.seed, self.next);
         self.next += 1;
         self.text.problem(&problem)

@@ -18,8 +18,8 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    Loss, Recipe,
-    data::{Stream, validation},
+    Loss, Recipe, TrainSettings,
+    data::{Mix, Stream, validation},
 };
 use crate::{
     Net, Rows, Text, ZooError,
@@ -54,6 +54,7 @@ pub struct Masked {
     kind: Kind,
     text: Text,
     seed: u64,
+    mix: Mix,
     rows: usize,
     block_len: usize,
     validation: Vec<(Problem, Encoded)>,
@@ -76,23 +77,29 @@ impl Wanted {
 }
 
 impl Masked {
-    /// Blocks of `block_len` tokens from the start of the text; `rows` of a micro-batch, `problems` of each task for
-    /// evaluation.
-    pub fn blocks(text: Text, seed: u64, rows: usize, problems: u64, block_len: usize) -> Result<Self, ZooError> {
-        Self::new(Kind::Blocks, text, seed, rows, problems, block_len)
+    /// Blocks of `block_len` tokens from the start of the text; `problems` of each task for evaluation.
+    pub fn blocks(text: Text, settings: &TrainSettings, problems: u64, block_len: usize) -> Result<Self, ZooError> {
+        Self::new(Kind::Blocks, text, settings, problems, block_len)
     }
 
     /// Full attention; blocks of `block_len` tokens from the start of the answer.
-    pub fn full(text: Text, seed: u64, rows: usize, problems: u64, block_len: usize) -> Result<Self, ZooError> {
-        Self::new(Kind::Full, text, seed, rows, problems, block_len)
+    pub fn full(text: Text, settings: &TrainSettings, problems: u64, block_len: usize) -> Result<Self, ZooError> {
+        Self::new(Kind::Full, text, settings, problems, block_len)
     }
 
-    fn new(kind: Kind, text: Text, seed: u64, rows: usize, problems: u64, block_len: usize) -> Result<Self, ZooError> {
+    fn new(
+        kind: Kind,
+        text: Text,
+        settings: &TrainSettings,
+        problems: u64,
+        block_len: usize,
+    ) -> Result<Self, ZooError> {
         if block_len < 2 {
             return Err(ZooError::Settings(format!("a block of {block_len} tokens has nothing to mask")));
         }
         let validation = validation(&text, problems)?;
-        Ok(Self { kind, text, seed, rows, block_len, validation })
+        let TrainSettings { seed, mix, rows, .. } = *settings;
+        Ok(Self { kind, text, seed, mix, rows, block_len, validation })
     }
 
     /// Prompt and canvas of a sample; the canvas ends with a block, and `extra` blocks more.
@@ -252,7 +259,7 @@ impl Recipe for Masked {
     }
 
     fn loss(&self, net: &Net, draw: u64, (): &mut ()) -> Result<Loss, ZooError> {
-        let mut stream = Stream::new(&self.text, self.seed ^ 0x6d61_736b, draw);
+        let mut stream = Stream::new(&self.text, self.seed ^ 0x6d61_736b, self.mix, draw);
         let (mut rows, mut wanted) = (Rows::default(), Wanted::default());
         while rows.len() < self.rows {
             let sample = stream.next()?;

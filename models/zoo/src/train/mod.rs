@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     ar::Ar,
     consistency::Consistency,
+    data::Mix,
     masked::Masked,
     store::{finished, load_weights},
 };
@@ -43,6 +44,8 @@ pub struct TrainSettings {
     pub micro_batches: usize,
     /// Seed of weights and data.
     pub seed: u64,
+    /// How often each task is drawn.
+    pub mix: Mix,
     /// Sizes of the network.
     pub shape: Shape,
 }
