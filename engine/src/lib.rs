@@ -14,6 +14,7 @@ mod detok;
 mod engine;
 mod error;
 mod event;
+mod exposition;
 mod metrics;
 mod pages;
 mod request;
