@@ -29,7 +29,7 @@ macro_rules! built_in {
 }
 
 /// All of them; the first is the default.
-static ALL: &[BuiltIn] = &[built_in!("leapfrog-ar", "a causal model: it reads from left to right")];
+static ALL: &[BuiltIn] = &[built_in!("leapfrog-ar", "a causal model")];
 
 impl BuiltIn {
     /// What all of them were trained for, to go on behind a subject.
@@ -46,7 +46,7 @@ impl BuiltIn {
         self.name
     }
 
-    /// What it is, in half a sentence.
+    /// What kind of model it is, with its article.
     pub fn summary(self) -> &'static str {
         self.summary
     }
