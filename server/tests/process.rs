@@ -287,7 +287,8 @@ fn a_request_that_takes_too_long_does_not_hold_the_server() {
 fn without_arguments_a_small_model_introduces_itself() {
     let mut server = Server::start(&[]);
     let log = server.log.lock().unwrap().join("\n");
-    let said: Vec<_> = log.lines().filter(|line| !line.contains("listening") && !line.contains("ready: ")).collect();
+    let ours = log.lines().filter(|line| line.contains("server::run"));
+    let said: Vec<_> = ours.filter(|line| !line.contains("listening") && !line.contains("ready: ")).collect();
     let [what, can, real] = said[..] else { panic!("{log}") };
     assert!(what.contains("leapfrog-") && what.contains("million parameters"), "{what}");
     assert!(can.contains("word problems") && can.contains("JSON") && can.contains("SQL"), "{can}");
@@ -312,7 +313,10 @@ fn two_models_are_served_at_once() {
     assert!(list.contains(r#""id":"copy""#) && list.contains(r#""id":"leapfrog-ar""#), "{list}");
     for (field, name) in [("", "copy"), (r#""model": "copy","#, "copy"), (r#""model": "leapfrog-ar","#, "leapfrog-ar")]
     {
-        let reply = server.reply("POST /v1/completions", &format!(r#"{{{field} "prompt": "1+1", "max_tokens": 2, "ignore_eos": true}}"#));
+        let reply = server.reply(
+            "POST /v1/completions",
+            &format!(r#"{{{field} "prompt": "1+1", "max_tokens": 2, "ignore_eos": true}}"#),
+        );
         assert!(reply.contains(&format!(r#""model":"{name}""#)), "{reply}");
     }
     let metrics = server.reply("GET /metrics", "");
