@@ -96,15 +96,10 @@ impl Page<'_, '_> {
     }
 
     /// Instruments that every engine has for some labels. A name without samples is left out.
-    pub(crate) fn by<L: EncodeLabelSet, M: EncodeMetric + TypedMetric>(
-        &mut self,
-        name: &str,
-        help: &str,
-        of: fn(&Metrics) -> &ByLabels<L, M>,
-    ) -> fmt::Result
+    pub(crate) fn by<L, M>(&mut self, name: &str, help: &str, of: fn(&Metrics) -> &ByLabels<L, M>) -> fmt::Result
     where
-        L: Ord + Clone,
-        M: Clone,
+        L: EncodeLabelSet + Ord + Clone,
+        M: EncodeMetric + TypedMetric + Clone,
     {
         if self.engines.iter().all(|(_, metrics)| of(metrics).is_empty()) {
             return Ok(());

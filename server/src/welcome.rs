@@ -55,7 +55,7 @@ mod tests {
         let (built_in, other) = (ModelSource::default(), ModelSource::Folder("x".into()));
         let name = BuiltIn::default().name();
 
-        let told = lines(&[built_in.clone()], &engines[..1], "serve");
+        let told = lines(std::slice::from_ref(&built_in), &engines[..1], "serve");
         let [what, can, real] = &told[..] else { panic!("{told:?}") };
         assert!(what.starts_with(&format!("{name} is a")) && what.contains("2048 tokens of context"), "{what}");
         assert!(can.starts_with("it solves"), "{can}");
