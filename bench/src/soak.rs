@@ -211,12 +211,14 @@ fn quiesce(args: &SoakArgs) -> anyhow::Result<()> {
     }
 }
 
-/// A gauge of `/metrics`.
+/// A gauge of `/metrics`, of all models together.
 fn metric(address: &str, name: &str) -> anyhow::Result<u64> {
     let text = sse::send(address, "GET", "/metrics", None)?.text()?;
-    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-    let value = line.and_then(|line| line.rsplit(' ').next()).with_context(|| format!("no metric {name}"))?;
-    Ok(value.parse::<f64>()? as u64)
+    let lines = text.lines().filter(|line| line.split([' ', '{']).next() == Some(name));
+    let values = lines.filter_map(|line| line.rsplit(' ').next()).map(str::parse::<f64>);
+    let values = values.collect::<Result<Vec<_>, _>>()?;
+    ensure!(!values.is_empty(), "no metric {name}");
+    Ok(values.iter().sum::<f64>() as u64)
 }
 
 /// A small generator, so that a run can be repeated.

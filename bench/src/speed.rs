@@ -21,9 +21,9 @@ use crate::{
 /// Arguments of `speed`.
 #[derive(Debug, Args)]
 pub(crate) struct SpeedArgs {
-    /// Model folder, GGUF file or Hub id; the built-in model if left out.
-    #[arg(long)]
-    model: Option<String>,
+    /// Model folder, GGUF file, Hub id or built-in model that reads from left to right.
+    #[arg(long, default_value = "leapfrog-ar")]
+    model: String,
     /// Quantise the weights at load.
     #[arg(long)]
     quantize: Option<Quantize>,
@@ -82,7 +82,7 @@ struct Sample {
 }
 
 pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
-    let source = args.model.as_deref().map_or(Ok(ModelSource::BuiltIn), str::parse)?;
+    let source: ModelSource = args.model.parse()?;
     let options = LoadOptions { quantize: args.quantize, ..LoadOptions::default() };
     let model = engine::load(&source, &options)?;
     let settings = EngineSettings { threads: args.threads, max_concurrent: 1, ..EngineSettings::default() };

@@ -12,9 +12,9 @@ use crate::prompts;
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// Model folder, GGUF file or Hub id; the built-in model if left out.
-    #[arg(long)]
-    model: Option<String>,
+    /// Model folder, GGUF file, Hub id or built-in model that reads from left to right.
+    #[arg(long, default_value = "leapfrog-ar")]
+    model: String,
     /// Quantise the weights at load.
     #[arg(long)]
     quantize: Option<Quantize>,
@@ -45,7 +45,7 @@ struct Output {
 }
 
 pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
-    let source = args.model.as_deref().map_or(Ok(ModelSource::BuiltIn), str::parse)?;
+    let source: ModelSource = args.model.parse()?;
     let model = engine::load(&source, &LoadOptions { quantize: args.quantize, ..LoadOptions::default() })?;
     let settings = EngineSettings { threads: args.threads, max_concurrent: 8, ..EngineSettings::default() };
     let engine = Engine::start(model, settings)?;

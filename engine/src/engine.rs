@@ -23,6 +23,7 @@ use crate::{
     decode::{Ar, Decoder, Diffusion, DiffusionConfig, Jacobi, JacobiConfig},
     error::{EngineError, SubmitError},
     event::Event,
+    exposition::Exposition,
     metrics::Metrics,
     pages::PagePool,
     request::{DiffusionOptions, GuessRule, Request, Strategy, WindowPolicy},
@@ -225,9 +226,12 @@ impl Engine {
         }
     }
 
-    /// Registers the engine's metrics under the prefix `leapfrog`.
-    pub fn register_metrics(&self, registry: &mut Registry) {
-        self.shared.metrics.register(registry);
+    /// Registers the metrics of `engines` under the prefix `leapfrog`, those of each with the id of its model as the
+    /// label `model`. Ids must differ.
+    pub fn register_metrics(engines: &[Self], registry: &mut Registry) {
+        let metrics = |engine: &Self| (engine.shared.info.id.clone(), engine.shared.metrics.clone());
+        let exposition = Exposition(engines.iter().map(metrics).collect());
+        registry.sub_registry_with_prefix("leapfrog").register_collector(Box::new(exposition));
     }
 
     /// Refuses new requests from now on and returns when the accepted ones are done.

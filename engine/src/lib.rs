@@ -14,6 +14,7 @@ mod detok;
 mod engine;
 mod error;
 mod event;
+mod exposition;
 mod metrics;
 mod pages;
 mod request;
@@ -31,7 +32,7 @@ pub use engine::{Engine, EventStream, Load, ModelInfo};
 pub use error::{EngineError, RequestError, SubmitError};
 pub use event::{Commit, CommitCounts, DecodeStats, DiffusionStats, Event, Finish, FinishReason, Frame, TokenRecord};
 pub use models::{
-    Activations, AttentionChoice, AttentionKind, ModelError, Quantize, TokenId,
+    Activations, AttentionChoice, AttentionKind, BuiltIn, ModelError, Quantize, TokenId,
     source::{GenerationDefaults, LoadOptions, LoadedModel, ModelSource, load},
     text::{ChatTemplate, Tokenizer},
 };

@@ -6,23 +6,25 @@ use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{
         counter::Counter,
-        family::Family,
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::{Registry, Unit},
 };
 
-use crate::{event::DiffusionStats, sequence::Applied};
+use crate::{
+    event::DiffusionStats,
+    exposition::{ByLabels, Page},
+    sequence::Applied,
+};
 
 /// Kinds of tokens.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(crate) struct TokenLabels {
     pub(crate) kind: TokenKind,
 }
 
 /// Value of the label `kind` of the token counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TokenKind {
     Prompt,
     Completion,
@@ -39,14 +41,14 @@ impl EncodeLabelValue for TokenKind {
 }
 
 /// How a request ended.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(crate) struct OutcomeLabels {
     pub(crate) outcome: Outcome,
     pub(crate) strategy: &'static str,
 }
 
 /// Value of the label `outcome` of the request counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Stop,
     Length,
@@ -67,27 +69,27 @@ impl EncodeLabelValue for Outcome {
 }
 
 /// Label of a strategy.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(crate) struct StrategyLabels {
     pub(crate) strategy: &'static str,
 }
 
 /// Label of a commit rule.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(crate) struct RuleLabels {
     pub(crate) rule: &'static str,
 }
 
-type HistogramByStrategy = Family<StrategyLabels, Histogram, fn() -> Histogram>;
+type HistogramByStrategy = ByLabels<StrategyLabels, Histogram>;
 
 /// All instruments of one engine.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
-    pub(crate) requests: Family<OutcomeLabels, Counter>,
+    pub(crate) requests: ByLabels<OutcomeLabels, Counter>,
     pub(crate) refused: Counter,
     pub(crate) running: Gauge,
     pub(crate) waiting: Gauge,
-    pub(crate) tokens: Family<TokenLabels, Counter>,
+    pub(crate) tokens: ByLabels<TokenLabels, Counter>,
     pub(crate) forward_passes: Counter,
     pub(crate) rows: Counter,
     pub(crate) step_seconds: Histogram,
@@ -99,7 +101,7 @@ pub(crate) struct Metrics {
     pub(crate) acceptance: HistogramByStrategy,
     pub(crate) tokens_per_forward: HistogramByStrategy,
     pub(crate) denoising_steps: Counter,
-    pub(crate) slots: Family<RuleLabels, Counter>,
+    pub(crate) slots: ByLabels<RuleLabels, Counter>,
     pub(crate) slot_edits: Counter,
     pub(crate) nonfinite_rows: Counter,
     pub(crate) shared_prefix_tokens: Counter,
@@ -124,11 +126,11 @@ fn mean_tokens() -> Histogram {
 impl Metrics {
     pub(crate) fn new() -> Self {
         Self {
-            requests: Family::default(),
+            requests: ByLabels::new(Counter::default),
             refused: Counter::default(),
             running: Gauge::default(),
             waiting: Gauge::default(),
-            tokens: Family::default(),
+            tokens: ByLabels::new(Counter::default),
             forward_passes: Counter::default(),
             rows: Counter::default(),
             step_seconds: seconds(),
@@ -137,10 +139,10 @@ impl Metrics {
             ttft_seconds: seconds(),
             inter_event_seconds: seconds(),
             request_seconds: seconds(),
-            acceptance: Family::new_with_constructor(accepted_tokens),
-            tokens_per_forward: Family::new_with_constructor(mean_tokens),
+            acceptance: ByLabels::new(accepted_tokens),
+            tokens_per_forward: ByLabels::new(mean_tokens),
             denoising_steps: Counter::default(),
-            slots: Family::default(),
+            slots: ByLabels::new(Counter::default),
             slot_edits: Counter::default(),
             nonfinite_rows: Counter::default(),
             shared_prefix_tokens: Counter::default(),
@@ -151,60 +153,38 @@ impl Metrics {
         }
     }
 
-    /// Registers everything. Counters get the suffix `_total` when encoded.
-    pub(crate) fn register(&self, registry: &mut Registry) {
-        let engine = registry.sub_registry_with_prefix("leapfrog");
-        engine.register("requests", "Requests that ended, by outcome and strategy", self.requests.clone());
-        engine.register("requests_refused", "Requests refused because the queue was full", self.refused.clone());
-        engine.register("requests_running", "Sequences that decode now", self.running.clone());
-        engine.register("requests_waiting", "Sequences that wait for a slot", self.waiting.clone());
-        engine.register("tokens", "Prompt tokens read and completion tokens committed", self.tokens.clone());
-        engine.register("forward_passes", "Passes of the model", self.forward_passes.clone());
-        engine.register("forward_rows", "Rows of those passes, summed", self.rows.clone());
-        let seconds = |name: &str, help: &str, histogram: &Histogram, engine: &mut Registry| {
-            engine.register_with_unit(name, help, Unit::Seconds, histogram.clone());
-        };
-        seconds("step_duration", "Time of one decode step of all sequences", &self.step_seconds, engine);
-        seconds("queue_duration", "Time from submission to the first step", &self.queue_seconds, engine);
-        seconds("time_to_first_token", "Time from submission to the first committed token", &self.ttft_seconds, engine);
-        seconds("inter_event", "Time between two steps that committed tokens", &self.inter_event_seconds, engine);
-        seconds("request_duration", "Time from submission to the end", &self.request_seconds, engine);
-        engine.register("step_sequences", "Sequences that shared a step", self.step_sequences.clone());
-        engine.register(
-            "accepted_tokens",
-            "Tokens committed by one scoring pass of a request",
-            self.acceptance.clone(),
-        );
-        engine.register(
-            "tokens_per_forward",
-            "Completion tokens per scoring pass, one value a request",
-            self.tokens_per_forward.clone(),
-        );
-        engine.register("denoising_steps", "Denoising steps of requests that ended", self.denoising_steps.clone());
-        engine.register(
-            "slots_decided",
-            "Slots of canvases decided in requests that ended, by the rule that did it",
-            self.slots.clone(),
-        );
-        engine.register("slot_edits", "Filled slots that were overwritten", self.slot_edits.clone());
-        engine.register(
-            "nonfinite_rows",
-            "Rows of logits with values that are not numbers; their slots have confidence 0",
-            self.nonfinite_rows.clone(),
-        );
-        engine.register(
-            "shared_prefix_tokens",
-            "Prompt tokens whose keys and values came from earlier requests",
-            self.shared_prefix_tokens.clone(),
-        );
-        engine.register("preemptions", "Sequences that gave up their KV pages to others", self.preemptions.clone());
-        engine.register("kv_pages_used", "KV pages in use", self.pages_used.clone());
-        engine.register(
-            "kv_pages_cached",
-            "KV pages that nobody uses and whose content can still be shared",
-            self.pages_cached.clone(),
-        );
-        engine.register("kv_pages", "KV pages in all", self.pages_total.clone());
+    /// Writes everything. Counters get the suffix `_total`.
+    pub(crate) fn write(page: &mut Page<'_, '_>) -> fmt::Result {
+        page.by("requests", "Requests that ended, by outcome and strategy", |m| &m.requests)?;
+        page.one("requests_refused", "Requests refused because the queue was full", |m| &m.refused)?;
+        page.one("requests_running", "Sequences that decode now", |m| &m.running)?;
+        page.one("requests_waiting", "Sequences that wait for a slot", |m| &m.waiting)?;
+        page.by("tokens", "Prompt tokens read and completion tokens committed", |m| &m.tokens)?;
+        page.one("forward_passes", "Passes of the model", |m| &m.forward_passes)?;
+        page.one("forward_rows", "Rows of those passes, summed", |m| &m.rows)?;
+        page.seconds("step_duration", "Time of one decode step of all sequences", |m| &m.step_seconds)?;
+        page.seconds("queue_duration", "Time from submission to the first step", |m| &m.queue_seconds)?;
+        let first = "Time from submission to the first committed token";
+        page.seconds("time_to_first_token", first, |m| &m.ttft_seconds)?;
+        page.seconds("inter_event", "Time between two steps that committed tokens", |m| &m.inter_event_seconds)?;
+        page.seconds("request_duration", "Time from submission to the end", |m| &m.request_seconds)?;
+        page.one("step_sequences", "Sequences that shared a step", |m| &m.step_sequences)?;
+        page.by("accepted_tokens", "Tokens committed by one scoring pass of a request", |m| &m.acceptance)?;
+        let mean = "Completion tokens per scoring pass, one value a request";
+        page.by("tokens_per_forward", mean, |m| &m.tokens_per_forward)?;
+        page.one("denoising_steps", "Denoising steps of requests that ended", |m| &m.denoising_steps)?;
+        let decided = "Slots of canvases decided in requests that ended, by the rule that did it";
+        page.by("slots_decided", decided, |m| &m.slots)?;
+        page.one("slot_edits", "Filled slots that were overwritten", |m| &m.slot_edits)?;
+        let nonfinite = "Rows of logits with values that are not numbers; their slots have confidence 0";
+        page.one("nonfinite_rows", nonfinite, |m| &m.nonfinite_rows)?;
+        let shared = "Prompt tokens whose keys and values came from earlier requests";
+        page.one("shared_prefix_tokens", shared, |m| &m.shared_prefix_tokens)?;
+        page.one("preemptions", "Sequences that gave up their KV pages to others", |m| &m.preemptions)?;
+        page.one("kv_pages_used", "KV pages in use", |m| &m.pages_used)?;
+        let cached = "KV pages that nobody uses and whose content can still be shared";
+        page.one("kv_pages_cached", cached, |m| &m.pages_cached)?;
+        page.one("kv_pages", "KV pages in all", |m| &m.pages_total)
     }
 
     /// How the canvas of a request was filled.

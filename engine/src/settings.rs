@@ -4,7 +4,7 @@ use crate::{error::EngineError, request::MAX_WIDTH};
 
 /// Positions per KV page.
 pub(crate) const PAGE_LEN: usize = 32;
-/// Memory that the KV cache takes if no number of tokens is asked for, in bytes; one full context at least.
+/// Memory that the KV cache takes by default, in bytes.
 const DEFAULT_KV_BYTES: usize = 512 << 20;
 
 /// Settings of an engine. Start from `default()`.
@@ -18,8 +18,11 @@ pub struct EngineSettings {
     pub max_rows: usize,
     /// Rows of prefill that may share a pass with decoding sequences; bounds how long a long prompt delays them.
     pub interleave_rows: usize,
-    /// Positions of the KV cache; `None` chooses by memory.
+    /// Positions of the KV cache; `None` takes as many as the requests that run at a time can fill, within `kv_bytes`.
     pub kv_tokens: Option<usize>,
+    /// Memory of the KV cache if `kv_tokens` is `None`, in bytes; one full context is held at least. Engines that
+    /// share a machine divide what it has for them.
+    pub kv_bytes: usize,
     /// Upper limit of the context; `None` is the model's.
     pub max_context: Option<usize>,
     /// Widest Jacobi block of requests that name none; `None` is the model's own, or 8.
@@ -36,6 +39,7 @@ impl Default for EngineSettings {
             max_rows: 256,
             interleave_rows: 64,
             kv_tokens: None,
+            kv_bytes: DEFAULT_KV_BYTES,
             max_context: None,
             width: None,
             threads: None,
@@ -90,7 +94,7 @@ impl EngineSettings {
                 tokens
             }
             None => {
-                let affordable = DEFAULT_KV_BYTES / bytes_per_token.max(1);
+                let affordable = self.kv_bytes / bytes_per_token.max(1);
                 affordable.min(context.saturating_mul(self.max_concurrent)).max(context)
             }
         };
@@ -113,6 +117,9 @@ mod tests {
         assert_eq!((context, pages), (8192, 256), "8 GiB are needed for one context, whatever the default is");
         let (_, pages) = settings.plan_kv(256, 100).unwrap();
         assert_eq!(pages, 8 * 8, "no more than every slot can use");
+        let settings = EngineSettings { kv_bytes: 100 << 10, ..settings };
+        assert_eq!(settings.plan_kv(256, 100).unwrap().1, 1024 / PAGE_LEN, "1024 positions of 100 bytes");
+        assert_eq!(settings.plan_kv(256, 1 << 20).unwrap().1, 8, "one context at least");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, path::PathBuf};
 
-use crate::{PageId, TokenId};
+use crate::{BuiltIn, PageId, TokenId};
 
 /// An error of loading or running a model. Messages name the cause and, where something is not supported, what is.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +73,16 @@ pub enum ModelError {
     /// A model name that is neither a path nor a Hub id.
     #[error(
         "`{name}` is not a model: give a folder, a .gguf file, a Hub id such as `org/name` or `org/name@revision`, \
-         or `builtin`"
+         or a built-in model: {}",
+        BuiltIn::names()
     )]
     BadSource {
         /// What was given.
         name: String,
     },
+    /// The word for all built-in models where one is wanted.
+    #[error("`builtin` stands for all built-in models; name one of them: {}", BuiltIn::names())]
+    NotOneModel,
     /// A path that does not exist.
     #[error("no such file or folder: {}", path.display())]
     NoSuchPath {

@@ -46,6 +46,7 @@ pub use backbone::{
     AttentionKind, Backbone, BackboneSpec, BlockOrigin, ForwardBatch, KvLayout, LogitAlignment, Logits, Segment,
     Visibility,
 };
+pub use builtin::BuiltIn;
 pub use config::{AttentionChoice, ConfigHints, Family, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};

@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     panic::catch_unwind,
     path::{Path, PathBuf},
@@ -12,8 +13,8 @@ use std::{
 
 use common::{Meta, edit_config, gguf, metadata, safetensors, weights, write_folder};
 use models::{
-    ForwardBatch, KvCache, LoadOptions, LoadedModel, ModelError, ModelSource, PageId, Quantize, Segment, TokenId,
-    Visibility, source::load,
+    AttentionKind, BuiltIn, ForwardBatch, KvCache, LoadOptions, LoadedModel, ModelError, ModelSource, PageId, Quantize,
+    Segment, TokenId, Visibility, source::load,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -39,13 +40,12 @@ fn load_gguf(bytes: &[u8]) -> Result<LoadedModel, ModelError> {
 fn logits(model: &mut LoadedModel) -> Vec<f32> {
     let mut kv = KvCache::new(model.backbone.spec().kv, 1, 16).expect("a small KV cache");
     let tokens: Vec<TokenId> = [256, 84, 104, 101, 32, 200].map(TokenId).to_vec();
-    let segment = Segment {
-        tokens: &tokens,
-        start: 0,
-        visibility: Visibility::Causal,
-        scored: tokens.len() - 1..tokens.len(),
-        pages: &[PageId(0)],
+    let visibility = match model.backbone.spec().attention {
+        AttentionKind::Causal => Visibility::Causal,
+        AttentionKind::Full | AttentionKind::BlockCausal { .. } => Visibility::Through(tokens.len()),
     };
+    let segment =
+        Segment { tokens: &tokens, start: 0, visibility, scored: tokens.len() - 1..tokens.len(), pages: &[PageId(0)] };
     let batch = ForwardBatch { segments: vec![segment] };
     model.backbone.forward(&batch, &mut kv).expect("a forward pass").values().to_vec()
 }
@@ -119,11 +119,48 @@ fn weights_are_quantised_on_request() {
 }
 
 #[test]
-fn the_built_in_model_loads() {
-    let mut model = load(&ModelSource::BuiltIn, &LoadOptions::default()).expect("it is part of the program");
-    assert_eq!(model.id, "builtin");
-    assert!(model.chat_template.is_some());
-    assert!(logits(&mut model).iter().all(|value| value.is_finite()));
+fn the_built_in_models_load() {
+    for built_in in BuiltIn::all() {
+        let source = ModelSource::BuiltIn(built_in);
+        let mut model = load(&source, &LoadOptions::default()).expect("it is part of the program");
+        assert_eq!((model.id.as_str(), source.id().as_str()), (built_in.name(), built_in.name()));
+        assert!(model.chat_template.is_some() && !built_in.summary().is_empty());
+        assert!(logits(&mut model).iter().all(|value| value.is_finite()), "{built_in:?}");
+    }
+}
+
+#[test]
+fn built_in_models_are_found_by_their_names() {
+    let all: Vec<ModelSource> = BuiltIn::all().map(ModelSource::BuiltIn).collect();
+    assert_eq!(all[0], ModelSource::default());
+    let names: BTreeSet<&str> = BuiltIn::all().map(BuiltIn::name).collect();
+    assert_eq!(names.len(), all.len(), "no name twice");
+    for source in &all {
+        assert_eq!(source.id().parse::<ModelSource>().expect("known"), *source);
+    }
+    for unknown in ["leapfrog-xyz", "leapfrog"] {
+        let error = unknown.parse::<ModelSource>().expect_err(unknown).to_string();
+        assert!(error.contains(unknown) && names.iter().all(|name| error.contains(name)), "{error}");
+    }
+    let error = "builtin".parse::<ModelSource>().expect_err("several").to_string();
+    assert!(names.iter().all(|name| error.contains(name)), "{error}");
+}
+
+#[test]
+fn the_word_builtin_stands_for_those_that_are_not_named() {
+    let all: Vec<ModelSource> = BuiltIn::all().map(ModelSource::BuiltIn).collect();
+    let parse = |texts: &[&str]| ModelSource::parse_all(texts.iter().copied());
+    assert_eq!(parse(&[]).expect("nothing"), []);
+    assert_eq!(parse(&["builtin", "builtin"]).expect("known"), all);
+    let other: ModelSource = "org/name".parse().expect("an id");
+    assert_eq!(parse(&["org/name", "builtin"]).expect("known"), [vec![other.clone()], all.clone()].concat());
+    let last = all.last().expect("there is one").clone();
+    let rest = all[..all.len() - 1].to_vec();
+    let name = last.id();
+    assert_eq!(parse(&["builtin", &name]).expect("known"), [rest.clone(), vec![last.clone()]].concat());
+    let twice = parse(&[&name, "org/name", &name, "builtin"]).expect("known");
+    assert_eq!(twice, [vec![last.clone(), other, last], rest].concat(), "what is named twice stays so");
+    assert!(parse(&["builtin", "leapfrog-xyz"]).is_err());
 }
 
 /// Asserts that loading failed, on one line, with this cause.
@@ -323,7 +360,6 @@ fn sources_are_told_apart() {
         revision: revision.map(String::from),
         file: file.map(String::from),
     };
-    assert_eq!(parse("builtin").expect("known"), ModelSource::BuiltIn);
     assert_eq!(parse(&folder.path().display().to_string()).expect("exists"), ModelSource::Folder(folder.path().into()));
     assert_eq!(parse(&file.display().to_string()).expect("exists"), ModelSource::Gguf(file));
     assert_eq!(parse("org/name").expect("an id"), hub("org/name", None, None));

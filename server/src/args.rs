@@ -1,19 +1,24 @@
 //! The command line: exactly what was typed. What it means is decided in [`crate::settings`].
 
-use std::{env, path::PathBuf};
+use std::{env, fmt, path::PathBuf};
 
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
     error::{ContextKind, ContextValue},
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor},
+};
 
 const EXAMPLES: &str = "\
 Examples:
-  leapfrog                                        serve the small built-in model on http://127.0.0.1:8080
+  leapfrog                                        serve a small built-in model on http://127.0.0.1:8080
+  leapfrog serve --model builtin                  serve all small built-in models
   leapfrog serve --model ./my-model               serve a folder with config.json and *.safetensors
   leapfrog serve --model model.gguf --port 9000   serve one GGUF file
   leapfrog serve --model org/name                 download a model from the Hugging Face Hub and serve it
+  leapfrog serve --model ./a --model b.gguf       serve two; a request names one, or gets the first
   leapfrog run --model ./my-model                 chat with a model in this terminal
   leapfrog health --ready                         exit with 0 if the server on this machine takes requests
 
@@ -36,7 +41,7 @@ Ctrl-C stops a reply; in the empty line it ends the chat.";
 
 /// Serves language models over an OpenAI-compatible HTTP API and decodes many tokens per forward pass.
 ///
-/// Without a command it serves; without a model it serves the small one that is built in.
+/// Without a command it serves; without a model it serves a small one that is built in.
 #[derive(Debug, Parser)]
 #[command(name = "leapfrog", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -133,9 +138,11 @@ pub struct CommonArgs {
     #[serde(skip)]
     pub config: Option<PathBuf>,
 
-    /// Folder, .gguf file, or Hub id (org/name, org/name@revision) [default: the built-in model]
+    /// Folder, .gguf file, Hub id (org/name, org/name@revision) or name of a built-in model; `serve` takes several:
+    /// repeat it, or put commas between them. `builtin` is all built-in models [default: the first built-in model]
     #[arg(long, short, env = "LEAPFROG_MODEL", help_heading = "Model")]
-    pub model: Option<String>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub model: Vec<String>,
     /// Convert the weights while loading: f32, q8_0 or q4_k [default: keep quantised weights, else f32]
     #[arg(long, env = "LEAPFROG_QUANTIZE", value_name = "TYPE", help_heading = "Model")]
     pub quantize: Option<String>,
@@ -167,7 +174,7 @@ pub struct CommonArgs {
     /// Most tokens of one forward pass while prompts are read [default: 256]
     #[arg(long, env = "LEAPFROG_MAX_ROWS", value_name = "N", help_heading = "Engine")]
     pub max_rows: Option<usize>,
-    /// Tokens that the KV cache holds, of all requests together [default: by memory]
+    /// Tokens that the KV cache of each model holds, of all requests together [default: by memory]
     #[arg(long, env = "LEAPFROG_KV_TOKENS", value_name = "N", help_heading = "Engine")]
     pub kv_tokens: Option<usize>,
     /// Longest prompt plus completion, in tokens [default: the model's]
@@ -197,7 +204,8 @@ pub struct ServeArgs {
     #[serde(skip)]
     pub common: CommonArgs,
 
-    /// Name that clients may use for the model; repeat for more. The model's own name stays valid
+    /// Name that clients may use for the model; repeat for more. The model's own name stays valid. Not with several
+    /// models
     #[arg(long, env = "LEAPFROG_MODEL_ID", value_delimiter = ',', value_name = "NAME", help_heading = "Model")]
     pub model_id: Vec<String>,
     /// Address to listen on; 0.0.0.0 lets other machines in [default: 127.0.0.1]
@@ -250,7 +258,7 @@ impl CommonArgs {
     pub fn or(self, fallback: Self) -> Self {
         Self {
             config: self.config,
-            model: self.model.or(fallback.model),
+            model: if self.model.is_empty() { fallback.model } else { self.model },
             quantize: self.quantize.or(fallback.quantize),
             activations: self.activations.or(fallback.activations),
             tokenizer: self.tokenizer.or(fallback.tokenizer),
@@ -289,6 +297,31 @@ impl ServeArgs {
             drain_timeout: self.drain_timeout.or(fallback.drain_timeout),
         }
     }
+}
+
+/// Reads a string, or a list of strings.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct OneOrMany;
+    impl<'de> Visitor<'de> for OneOrMany {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a string or a list of strings")
+        }
+
+        fn visit_str<E: de::Error>(self, one: &str) -> Result<Self::Value, E> {
+            Ok(vec![one.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut many: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(one) = many.next_element()? {
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    deserializer.deserialize_any(OneOrMany)
 }
 
 /// What is wrong with a command line or its variables, in one line.

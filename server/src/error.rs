@@ -67,7 +67,7 @@ impl ApiError {
     }
 
     /// 404: no such model.
-    pub fn model_not_found(name: &str, known: &[String]) -> Self {
+    pub fn model_not_found(name: &str, known: &[&str]) -> Self {
         let message = format!("the model `{name}` does not exist; this server has {}", known.join(", "));
         Self::new(StatusCode::NOT_FOUND, message).param("model").code("model_not_found")
     }
@@ -222,7 +222,7 @@ mod tests {
             (RequestError::SlowClient.into(), 408, INVALID, "slow_client", None, None),
             (RequestError::ShuttingDown.into(), 503, "server_error", "service_unavailable", None, Some("5")),
             (refused.into(), 400, INVALID, "invalid_value", Some("messages"), None),
-            (ApiError::model_not_found("gpt", &["a".into()]), 404, INVALID, "model_not_found", Some("model"), None),
+            (ApiError::model_not_found("gpt", &["a"]), 404, INVALID, "model_not_found", Some("model"), None),
             (
                 ApiError::unavailable("loading", Duration::ZERO),
                 503,

@@ -1,6 +1,6 @@
 //! Leapfrog's HTTP server: an OpenAI-compatible API in front of [`engine`].
 //!
-//! [`router`] is the whole API without a socket; [`run`] adds the socket, the model and the signals.
+//! [`router`] is the whole API without a socket; [`run`] adds the socket, the models and the signals.
 //! The API is described in `docs/api.md`.
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ pub mod settings;
 mod shutdown;
 pub mod state;
 pub mod terminal;
+mod welcome;
 
 pub use routes::router;
 pub use run::{RunError, run};

@@ -2,13 +2,14 @@
 
 use std::{future::IntoFuture, io, net::SocketAddr, time::Duration};
 
-use engine::{Engine, EngineError, ModelError};
+use engine::{Engine, EngineError, ModelError, ModelSource};
+use futures_util::future::join_all;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    middleware::host_guard::HostGuard, routes::router, settings::Settings, shutdown::Signals, state::AppState,
+    middleware::host_guard::HostGuard, routes::router, settings::Settings, shutdown::Signals, state::AppState, welcome,
 };
 
 /// How long replies that are complete may take to reach their clients once everything else has ended.
@@ -37,6 +38,14 @@ pub enum RunError {
     /// The engine could not be started.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// One of several models could not be loaded or started.
+    #[error("the model `{id}`: {source}")]
+    OneOf {
+        /// Its id.
+        id: String,
+        /// The cause.
+        source: Box<RunError>,
+    },
     /// Loading ended in a bug.
     #[error("loading the model failed: {0}")]
     Load(tokio::task::JoinError),
@@ -45,8 +54,8 @@ pub enum RunError {
     Interrupted(&'static str),
 }
 
-/// Serves until a signal, then lets running requests finish. The port is taken before the model is loaded, so that a
-/// port in use is known at once and probes get an answer while the model loads.
+/// Serves until a signal, then lets running requests finish. The port is taken before the models are loaded, so that a
+/// port in use is known at once and probes get an answer while they load.
 pub async fn run(settings: Settings) -> Result<(), RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (listener, address) = bind(&settings).await?;
@@ -56,24 +65,28 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let server = tokio::spawn(server.into_future());
     info!("listening on http://{address}; the model is loading");
 
-    let drain_timeout = settings.drain_timeout;
-    let loading = tokio::task::spawn_blocking(move || load(&settings));
-    let engine = tokio::select! {
+    let (drain_timeout, sources) = (settings.drain_timeout, settings.models.clone());
+    let loading = tokio::task::spawn_blocking(move || load_all(&settings));
+    let engines = tokio::select! {
         loaded = loading => loaded.map_err(RunError::Load)??,
         signal = signals.next() => {
             info!("{signal} while the model is loading");
             return Ok(());
         }
     };
-    state.set_ready(engine.clone());
-    info!("ready: {} on http://{address}/v1", engine.model().id);
+    for line in welcome::lines(&sources, &engines, "serve") {
+        info!("{line}");
+    }
+    state.set_ready(engines.clone());
+    let ids: Vec<&str> = engines.iter().map(|engine| engine.model().id.as_str()).collect();
+    info!("ready: {} on http://{address}/v1", ids.join(", "));
 
     let signal = signals.next().await;
     state.begin_drain();
     info!("{signal}: no new requests; running ones have {} s", drain_timeout.as_secs());
     tokio::select! {
-        drained = timeout(drain_timeout, engine.drain()) => match drained {
-            Ok(()) => info!("all requests are done"),
+        drained = timeout(drain_timeout, join_all(engines.iter().map(Engine::drain))) => match drained {
+            Ok(_) => info!("all requests are done"),
             Err(_) => {
                 warn!("some requests were not done in time");
                 state.cut_off();
@@ -100,8 +113,20 @@ async fn bind(settings: &Settings) -> Result<(TcpListener, SocketAddr), RunError
     Ok((listener, address))
 }
 
-/// Loads and starts the model; takes seconds to minutes.
-pub(crate) fn load(settings: &Settings) -> Result<Engine, RunError> {
-    let model = engine::load(&settings.source, &settings.load)?;
+/// Loads and starts a model; takes seconds to minutes.
+pub(crate) fn load(source: &ModelSource, settings: &Settings) -> Result<Engine, RunError> {
+    let model = engine::load(source, &settings.load)?;
     Ok(Engine::start(model, settings.engine.clone())?)
+}
+
+/// One model after the other: each measures what a pass costs when it starts, which needs the machine for itself.
+fn load_all(settings: &Settings) -> Result<Vec<Engine>, RunError> {
+    let [source] = &settings.models[..] else {
+        let load_one = |source: &ModelSource| {
+            info!("loading {}", source.id());
+            load(source, settings).map_err(|error| RunError::OneOf { id: source.id(), source: Box::new(error) })
+        };
+        return settings.models.iter().map(load_one).collect();
+    };
+    Ok(vec![load(source, settings)?])
 }

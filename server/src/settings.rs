@@ -1,7 +1,7 @@
 //! What the options mean: command line, environment and file in one, checked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     ops::Range,
     path::{Path, PathBuf},
@@ -27,11 +27,11 @@ const RUN_FILTER: &str = "warn";
 /// Everything that a run of the server needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the model lies.
-    pub source: ModelSource,
-    /// How to load it.
+    /// Where the models lie, the default one first; never empty. Their ids differ.
+    pub models: Vec<ModelSource>,
+    /// How to load each of them.
     pub load: LoadOptions,
-    /// How to run it.
+    /// How to run each of them.
     pub engine: EngineSettings,
     /// Address to listen on.
     pub host: String,
@@ -48,7 +48,7 @@ pub struct Settings {
 /// How the HTTP layer treats requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpSettings {
-    /// Names for the model besides its own; the first is the one that is listed first.
+    /// Names for the only model besides its own; the first is the one that is listed first.
     pub model_names: Vec<String>,
     /// Keys of which a client must send one; empty asks for none.
     pub api_keys: Vec<String>,
@@ -129,7 +129,14 @@ impl Settings {
 
     /// The same for the command `run`, which has no network.
     pub fn resolve_run(common: CommonArgs, folder: &Path) -> Result<Self, SettingsError> {
-        Self::resolve_with(ServeArgs { common, ..ServeArgs::default() }, folder, RUN_FILTER)
+        let settings = Self::resolve_with(ServeArgs { common, ..ServeArgs::default() }, folder, RUN_FILTER)?;
+        match &settings.models[..] {
+            [_] => Ok(settings),
+            several => {
+                let reason = format!("`run` takes one model; these are several: {}", ids(several));
+                Err(SettingsError::Invalid { option: "model", reason })
+            }
+        }
     }
 
     fn resolve_with(serve: ServeArgs, folder: &Path, default_filter: &str) -> Result<Self, SettingsError> {
@@ -143,10 +150,7 @@ impl Settings {
         EnvFilter::try_new(&filter)
             .map_err(|error| SettingsError::Invalid { option: "log-level", reason: error.to_string() })?;
         let log = LogSettings { format: args.log_format.unwrap_or_default(), filter };
-        let source = match args.model.as_deref() {
-            None | Some("") => ModelSource::BuiltIn,
-            Some(name) => name.parse()?,
-        };
+        let models = models(&args.model)?;
         let quantize = args.quantize.as_deref().map(str::parse).transpose()?;
         let activations = args.activations.as_deref().map(str::parse).transpose()?.unwrap_or_default();
         let attention = args.attention.as_deref().map(str::parse).transpose()?;
@@ -156,13 +160,20 @@ impl Settings {
             max_queue: args.max_queue.unwrap_or(defaults.max_queue),
             max_rows: args.max_rows.unwrap_or(defaults.max_rows),
             kv_tokens: args.kv_tokens,
+            // What one model may take by default, several have together.
+            kv_bytes: defaults.kv_bytes / models.len(),
             max_context: args.max_context,
             width: args.width,
             threads: args.threads,
             ..defaults
         };
+        let http = http_settings(serve.clone())?;
+        if models.len() > 1 && !http.model_names.is_empty() {
+            let reason = format!("it gives one model further names; these are several: {}", ids(&models));
+            return Err(SettingsError::Invalid { option: "model-id", reason });
+        }
         Ok(Self {
-            source,
+            models,
             load: LoadOptions {
                 quantize,
                 activations,
@@ -175,10 +186,37 @@ impl Settings {
             host: serve.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: serve.port.unwrap_or(8080),
             drain_timeout: Duration::from_secs(serve.drain_timeout.unwrap_or(30)),
-            http: http_settings(serve)?,
+            http,
             log,
         })
     }
+}
+
+/// The models that the option `--model` names, or the default one.
+fn models(given: &[String]) -> Result<Vec<ModelSource>, SettingsError> {
+    let names = given.iter().flat_map(|text| {
+        // A path may hold commas.
+        let is_path = Path::new(text).exists();
+        let names: Vec<&str> = if is_path { vec![text] } else { text.split(',').map(str::trim).collect() };
+        names.into_iter().filter(|name| !name.is_empty())
+    });
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        return Ok(vec![ModelSource::default()]);
+    }
+    let models = ModelSource::parse_all(names.iter().copied())?;
+    let mut seen = BTreeSet::new();
+    if let Some(id) = models.iter().map(ModelSource::id).find(|id| !seen.insert(id.clone())) {
+        let is_called_so = |name: &&&str| name.parse::<ModelSource>().is_ok_and(|model| model.id() == id);
+        let same: Vec<&str> = names.iter().filter(is_called_so).copied().collect();
+        let reason = format!("clients could not tell {} apart: each is called `{id}`", same.join(" and "));
+        return Err(SettingsError::Invalid { option: "model", reason });
+    }
+    Ok(models)
+}
+
+fn ids(models: &[ModelSource]) -> String {
+    models.iter().map(ModelSource::id).collect::<Vec<_>>().join(", ")
 }
 
 fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
@@ -282,7 +320,7 @@ mod tests {
     fn defaults_are_safe() {
         let settings = resolve(&[], None).unwrap();
         assert_eq!((settings.host.as_str(), settings.port), ("127.0.0.1", 8080));
-        assert_eq!(settings.source, ModelSource::BuiltIn);
+        assert_eq!(settings.models, [ModelSource::default()]);
         assert_eq!(settings.http, HttpSettings::default());
         assert_eq!(settings.engine, EngineSettings::default());
     }
@@ -296,6 +334,54 @@ mod tests {
         assert_eq!(settings.log.format, LogFormat::Json);
         let settings = resolve(&["--strict=false"], Some(file)).unwrap();
         assert!(!settings.http.strict, "a flag can also turn off what the file turns on");
+    }
+
+    #[test]
+    fn several_models_are_named_by_flags_commas_or_a_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let paths = ["a", "b", "c,d"].map(path);
+        paths.iter().for_each(|path| fs::create_dir(path).unwrap());
+        let [a, b, comma] = &paths;
+        let models = |flags: &[&str], file: Option<&str>| -> Vec<String> {
+            resolve(flags, file).unwrap().models.iter().map(ModelSource::id).collect()
+        };
+        assert_eq!(models(&["--model", a, "-m", b], None), ["a", "b"]);
+        assert_eq!(models(&["--model", &format!("{b}, {a}")], None), ["b", "a"]);
+        assert_eq!(models(&["--model", comma], None), ["c,d"], "a path may hold commas");
+        assert_eq!(models(&[], Some(&format!("model = {b:?}\n"))), ["b"]);
+        let list = format!("model = [{b:?}, {a:?}]\n");
+        assert_eq!(models(&[], Some(&list)), ["b", "a"]);
+        assert_eq!(models(&["--model", a], Some(&list)), ["a"]);
+        assert_eq!(models(&["--model", ""], None), [ModelSource::default().id()]);
+
+        let all: Vec<String> = engine::BuiltIn::all().map(|model| model.name().to_owned()).collect();
+        assert_eq!(models(&["--model", "builtin"], None), all);
+        assert_eq!(models(&["--model", a, "--model", "builtin"], None), [vec!["a".to_owned()], all].concat());
+        let error = resolve(&[], Some("model = 5\n")).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("a string or a list of strings"), "{error}");
+    }
+
+    #[test]
+    fn several_models_must_be_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["x/frog", "y/frog", "toad"].map(|name| folder.path().join(name).display().to_string());
+        paths.iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let [x, y, toad] = &paths;
+        let error = resolve(&["--model", x, "--model", toad, "--model", y], None).unwrap_err().to_string();
+        assert!([x, y, "`frog`"].iter().all(|word| error.contains(*word)) && !error.contains(toad), "{error}");
+        let name = ModelSource::default().id();
+        assert!(resolve(&["--model", &name, "--model", &name], None).is_err());
+
+        let flags = ["--model", x, "--model", toad];
+        let error = resolve(&[&flags[..], &["--model-id", "gpt"]].concat(), None).unwrap_err().to_string();
+        assert!(error.starts_with("--model-id: ") && error.contains("frog, toad"), "{error}");
+        let one = EngineSettings::default().kv_bytes;
+        assert_eq!(resolve(&flags, None).unwrap().engine.kv_bytes, one / 2, "several share what one may take");
+
+        let common = CommonArgs { model: vec![x.clone(), toad.clone()], ..CommonArgs::default() };
+        let error = Settings::resolve_run(common, folder.path()).unwrap_err().to_string();
+        assert!(error.contains("one model") && error.contains("frog, toad"), "{error}");
     }
 
     #[test]

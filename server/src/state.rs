@@ -27,12 +27,15 @@ pub struct AppState(Arc<Shared>);
 struct Shared {
     settings: HttpSettings,
     host_guard: HostGuard,
-    served: OnceLock<Arc<Served>>,
+    models: OnceLock<Arc<Models>>,
     draining: AtomicBool,
     cut: CancellationToken,
     registry: Mutex<Registry>,
     http: HttpMetrics,
 }
+
+/// All models that take requests, the default one first; never empty.
+pub(crate) struct Models(Vec<Served>);
 
 /// A model that takes requests.
 pub(crate) struct Served {
@@ -54,7 +57,7 @@ pub(crate) enum Phase {
 }
 
 impl AppState {
-    /// A server that loads its model.
+    /// A server that loads its models.
     pub fn new(settings: HttpSettings, host_guard: HostGuard) -> Self {
         let mut registry = Registry::default();
         let http = HttpMetrics::default();
@@ -62,7 +65,7 @@ impl AppState {
         Self(Arc::new(Shared {
             settings,
             host_guard,
-            served: OnceLock::new(),
+            models: OnceLock::new(),
             draining: AtomicBool::new(false),
             cut: CancellationToken::new(),
             registry: Mutex::new(registry),
@@ -70,17 +73,25 @@ impl AppState {
         }))
     }
 
-    /// The model is loaded: requests are taken from now on. A second engine is ignored.
-    pub fn set_ready(&self, engine: Engine) {
-        let mut names = self.0.settings.model_names.clone();
-        let own = engine.model().id.clone();
-        if !names.contains(&own) {
-            names.push(own);
+    /// The models are loaded: requests are taken from now on, by the first engine where they name no model. Ids must
+    /// differ; the names in the settings are further names of the first. Ignored without engines, or a second time.
+    pub fn set_ready(&self, engines: Vec<Engine>) {
+        if engines.is_empty() {
+            return;
         }
-        let metrics = engine.clone();
-        let served = Served { engine, names, created: unix_time(), cut: self.0.cut.clone() };
-        if self.0.served.set(Arc::new(served)).is_ok() {
-            metrics.register_metrics(&mut self.0.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut given = self.0.settings.model_names.clone();
+        let serve = |engine: &Engine| {
+            let mut names = std::mem::take(&mut given);
+            let own = engine.model().id.clone();
+            if !names.contains(&own) {
+                names.push(own);
+            }
+            Served { engine: engine.clone(), names, created: unix_time(), cut: self.0.cut.clone() }
+        };
+        let models = Models(engines.iter().map(serve).collect());
+        if self.0.models.set(Arc::new(models)).is_ok() {
+            let mut registry = self.0.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            Engine::register_metrics(&engines, &mut registry);
         }
     }
 
@@ -97,17 +108,17 @@ impl AppState {
     pub(crate) fn phase(&self) -> Phase {
         if self.0.draining.load(Ordering::SeqCst) {
             Phase::Draining
-        } else if self.0.served.get().is_some() {
+        } else if self.0.models.get().is_some() {
             Phase::Ready
         } else {
             Phase::Loading
         }
     }
 
-    /// The model, or why there is none now.
-    pub(crate) fn served(&self) -> Result<Arc<Served>, ApiError> {
-        match (self.phase(), self.0.served.get()) {
-            (Phase::Ready, Some(served)) => Ok(served.clone()),
+    /// The models, or why there are none now.
+    pub(crate) fn models(&self) -> Result<Arc<Models>, ApiError> {
+        match (self.phase(), self.0.models.get()) {
+            (Phase::Ready, Some(models)) => Ok(models.clone()),
             (Phase::Draining, _) => Err(ApiError::unavailable("the server is shutting down", DRAIN_RETRY)),
             _ => Err(ApiError::unavailable("the model is loading", LOADING_RETRY)),
         }
@@ -133,14 +144,19 @@ impl AppState {
     }
 }
 
-impl Served {
-    /// The name under which a request runs: the one it gave, or the first if it gave none.
-    pub(crate) fn resolve(&self, name: Option<String>) -> Result<String, ApiError> {
-        match name {
-            None => Ok(self.names[0].clone()),
-            Some(name) if self.names.contains(&name) => Ok(name),
-            Some(name) => Err(ApiError::model_not_found(&name, &self.names)),
+impl Models {
+    /// The model that a request names, and the name under which it runs: the one it gave, or the first if it gave none.
+    pub(crate) fn find(&self, name: Option<String>) -> Result<(&Served, String), ApiError> {
+        let Some(name) = name else { return Ok((&self.0[0], self.0[0].names[0].clone())) };
+        match self.0.iter().find(|served| served.names.contains(&name)) {
+            Some(served) => Ok((served, name)),
+            None => Err(ApiError::model_not_found(&name, &self.all().map(|(_, name)| name).collect::<Vec<_>>())),
         }
+    }
+
+    /// Every name with its model, in the order in which they are listed.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Served, &str)> {
+        self.0.iter().flat_map(|served| served.names.iter().map(move |name| (served, name.as_str())))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The program itself: exit codes, signals, one clear line on errors. Runs with the built-in model.
+//! The program itself: exit codes, signals, one clear line on errors. Runs with built-in models.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -62,6 +62,10 @@ fn what_cannot_start_says_why_in_one_line() {
         (vec!["run", "x", "--temperature", "200"], "`temperature`"),
         (vec!["run", "x", "--port", "1"], "unexpected argument '--port'"),
         (vec!["serve", "--device", "tpu"], "[possible values: cpu, cuda]"),
+        (vec!["serve", "--model", "leapfrog-xyz"], "a built-in model: leapfrog-"),
+        (vec!["serve", "--model", "leapfrog-ar,leapfrog-ar"], "each is called `leapfrog-ar`"),
+        (vec!["serve", "--port", "0", "--model", "leapfrog-ar", "--model", broken], "the model `broken`: "),
+        (vec!["run", "x", "--model", "leapfrog-ar", "--model", broken], "`run` takes one model"),
     ] {
         let output = run(&args, &[("LEAPFROG_LOG_LEVEL", "off")]);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -131,7 +135,10 @@ fn help_shows_every_option_with_its_variable() {
 
 #[test]
 fn run_answers_on_stdout_and_counts_on_stderr() {
-    let output = run(&["run", "2+2=", "--max-tokens", "4", "--decoding", r#"{"strategy": "ar"}"#], &[]);
+    let output = run(
+        &["run", "2+2=", "--model", "leapfrog-ar", "--max-tokens", "4", "--decoding", r#"{"strategy": "ar"}"#],
+        &[],
+    );
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{stderr}");
     assert!(stdout.len() > 1 && stdout.ends_with('\n') && !stdout.contains('\x1b'), "{stdout:?}");
@@ -147,7 +154,8 @@ fn run_takes_a_line_a_turn() {
     let lines = folder.path().join("lines");
     std::fs::write(&lines, "hello\n\n/clear\nhello\n/exit\nnever\n").unwrap();
     let lines = std::fs::File::open(lines).unwrap();
-    let output = finish(leapfrog(folder.path()).args(["run", "--max-tokens", "3"]).stdin(lines));
+    let output =
+        finish(leapfrog(folder.path()).args(["run", "--model", "leapfrog-ar", "--max-tokens", "3"]).stdin(lines));
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{stderr}");
     let replies: Vec<_> = stdout.lines().collect();
@@ -179,15 +187,18 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts the built-in model and waits until it takes requests.
+    /// Starts a server and waits until it takes requests.
     fn start(args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut child = leapfrog(folder.path()).args(["serve", "--port", "0"]).args(args).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let ready = lines.by_ref().map(|line| line.unwrap()).find(|line| line.contains("ready: "));
-        let ready = ready.expect("the server says when it is ready");
+        let mut log = Vec::new();
+        while log.last().is_none_or(|line: &String| !line.contains("ready: ")) {
+            log.push(lines.next().expect("the server says when it is ready").unwrap());
+        }
+        let ready = log.last().unwrap();
         let address = ready.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::new(Mutex::new(log));
         let sink = log.clone();
         // The pipe must not fill up.
         thread::spawn(move || lines.for_each(|line| sink.lock().unwrap().push(line.unwrap())));
@@ -204,11 +215,23 @@ impl Server {
     }
 
     fn request(&self, body: &str) -> TcpStream {
+        self.send("POST /v1/completions", body)
+    }
+
+    fn send(&self, line: &str, body: &str) -> TcpStream {
         let mut socket = TcpStream::connect(&self.address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+        let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
         write!(socket, "{head}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         socket
+    }
+
+    /// The whole reply.
+    fn reply(&self, line: &str, body: &str) -> String {
+        let mut reply = String::new();
+        self.send(line, body).read_to_string(&mut reply).unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        reply
     }
 
     fn exit_code(&mut self) -> Option<i32> {
@@ -226,7 +249,7 @@ impl Server {
 #[test]
 #[cfg(unix)]
 fn a_signal_lets_running_requests_finish() {
-    let mut server = Server::start(&[]);
+    let mut server = Server::start(&["--model", "leapfrog-ar"]);
     let health = run(&["health", "--ready", "--url", &server.url()], &[]);
     assert!(health.status.success(), "{health:?}");
     let body = r#"{"prompt": "1+1", "max_tokens": 100, "ignore_eos": true, "stream": true, "temperature": 0}"#;
@@ -248,7 +271,7 @@ fn a_signal_lets_running_requests_finish() {
 #[test]
 #[cfg(unix)]
 fn a_request_that_takes_too_long_does_not_hold_the_server() {
-    let mut server = Server::start(&["--drain-timeout", "0"]);
+    let mut server = Server::start(&["--model", "leapfrog-ar", "--drain-timeout", "0"]);
     let body = r#"{"prompt": "1+1", "max_tokens": 100000, "ignore_eos": true, "stream": true}"#;
     let mut socket = server.request(body);
     socket.read_exact(&mut [0; 16]).unwrap();
@@ -257,4 +280,54 @@ fn a_request_that_takes_too_long_does_not_hold_the_server() {
     socket.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("data: {\"error\":") && !rest.contains("[DONE]"), "{rest}");
     assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+#[cfg(unix)]
+fn without_arguments_a_small_model_introduces_itself() {
+    let mut server = Server::start(&[]);
+    let log = server.log.lock().unwrap().join("\n");
+    let ours = log.lines().filter(|line| line.contains("server::run"));
+    let said: Vec<_> = ours.filter(|line| !line.contains("listening") && !line.contains("ready: ")).collect();
+    let [what, can, real] = said[..] else { panic!("{log}") };
+    assert!(what.contains("leapfrog-") && what.contains("million parameters"), "{what}");
+    assert!(can.contains("word problems") && can.contains("JSON") && can.contains("SQL"), "{can}");
+    assert!(real.contains("leapfrog serve --model "), "{real}");
+    server.signal("TERM");
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+#[cfg(unix)]
+fn two_models_are_served_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/builtin/leapfrog-ar");
+    for file in std::fs::read_dir(files).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let mut server = Server::start(&["--model", copy.to_str().unwrap(), "--model", "leapfrog-ar"]);
+    let list = server.reply("GET /v1/models", "");
+    assert!(list.contains(r#""id":"copy""#) && list.contains(r#""id":"leapfrog-ar""#), "{list}");
+    for (field, name) in [("", "copy"), (r#""model": "copy","#, "copy"), (r#""model": "leapfrog-ar","#, "leapfrog-ar")]
+    {
+        let reply = server.reply(
+            "POST /v1/completions",
+            &format!(r#"{{{field} "prompt": "1+1", "max_tokens": 2, "ignore_eos": true}}"#),
+        );
+        assert!(reply.contains(&format!(r#""model":"{name}""#)), "{reply}");
+    }
+    let metrics = server.reply("GET /metrics", "");
+    for line in [
+        r#"leapfrog_tokens_total{model="copy",kind="completion"} 4"#,
+        r#"leapfrog_tokens_total{model="leapfrog-ar",kind="completion"} 2"#,
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+    server.signal("TERM");
+    assert_eq!(server.exit_code(), Some(0));
+    let log = server.log.lock().unwrap().join("\n");
+    assert!(log.contains("ready: copy, leapfrog-ar on ") && log.contains("model=\"leapfrog-ar\""), "{log}");
 }

@@ -21,7 +21,12 @@ pub(crate) enum ModelFiles {
     /// A folder on disk.
     Folder(PathBuf),
     /// Files that are part of the program.
-    Embedded(&'static [(&'static str, &'static [u8])]),
+    Embedded {
+        /// The model's name.
+        name: &'static str,
+        /// Contents by file name.
+        files: &'static [(&'static str, &'static [u8])],
+    },
 }
 
 impl ModelFiles {
@@ -29,7 +34,7 @@ impl ModelFiles {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Folder(folder) => folder.join(name),
-            Self::Embedded(_) => Path::new("builtin").join(name),
+            Self::Embedded { name: model, .. } => Path::new(model).join(name),
         }
     }
 
@@ -37,14 +42,14 @@ impl ModelFiles {
     pub(crate) fn origin(&self) -> String {
         match self {
             Self::Folder(folder) => folder.display().to_string(),
-            Self::Embedded(_) => "builtin".into(),
+            Self::Embedded { name, .. } => (*name).into(),
         }
     }
 
     /// The content of a file, or `None` if there is no such file.
     fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
         match self {
-            Self::Embedded(files) => {
+            Self::Embedded { files, .. } => {
                 Ok(files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| Cow::Borrowed(*bytes)))
             }
             Self::Folder(folder) => {
@@ -137,7 +142,7 @@ impl ModelFiles {
 
     fn shard(&self, name: &str) -> Result<Option<Shard>, ModelError> {
         let bytes = match self {
-            Self::Embedded(files) => {
+            Self::Embedded { files, .. } => {
                 files.iter().find(|(file, _)| *file == name).map(|(_, bytes)| FileBytes::Embedded(bytes))
             }
             Self::Folder(folder) => {

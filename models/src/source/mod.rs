@@ -20,7 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttentionChoice, Backbone, ModelError, TokenId,
+    AttentionChoice, Backbone, BuiltIn, ModelError, TokenId,
     loader::{Activations, LoadSummary, Quantize},
     source::folder::ModelFiles,
     text::{ChatTemplate, Tokenizer},
@@ -29,8 +29,8 @@ use crate::{
 /// Where a model lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
-    /// The small model that is part of the program.
-    BuiltIn,
+    /// A small model that is part of the program.
+    BuiltIn(BuiltIn),
     /// A folder in the layout of a Hugging Face repository.
     Folder(PathBuf),
     /// One GGUF file.
@@ -65,7 +65,7 @@ pub struct LoadOptions {
 
 /// A model with everything that belongs to it.
 pub struct LoadedModel {
-    /// What the source calls it: the repository, or the name of the folder or file.
+    /// What the source calls it, see [`ModelSource::id`].
     pub id: String,
     /// The weights, wired.
     pub backbone: Box<dyn Backbone>,
@@ -138,14 +138,60 @@ const MAX_JACOBI_WIDTH: usize = 1024;
 const END_OF_TURN: [&str; 7] =
     ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|EOT|>", "<|role_end|>"];
 
+/// The word for all built-in models.
+const ALL_BUILT_IN: &str = "builtin";
+
+impl Default for ModelSource {
+    /// The first built-in model.
+    fn default() -> Self {
+        Self::BuiltIn(BuiltIn::default())
+    }
+}
+
+impl ModelSource {
+    /// The models that `texts` name, in their order. `builtin` stands for all built-in models that are not named
+    /// besides; everything else is one model.
+    pub fn parse_all<'a>(texts: impl IntoIterator<Item = &'a str> + Clone) -> Result<Vec<Self>, ModelError> {
+        let named = texts.clone().into_iter().filter(|text| *text != ALL_BUILT_IN).map(str::parse);
+        let named = named.collect::<Result<Vec<Self>, _>>()?;
+        let mut rest: Vec<Self> = BuiltIn::all().map(Self::BuiltIn).filter(|model| !named.contains(model)).collect();
+        let mut named = named.into_iter();
+        let mut all = Vec::new();
+        for text in texts {
+            match text == ALL_BUILT_IN {
+                true => all.append(&mut rest),
+                false => all.extend(named.next()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// What the model is called: the repository, or the name of the folder, file or built-in model.
+    pub fn id(&self) -> String {
+        match self {
+            Self::BuiltIn(model) => model.name().into(),
+            Self::Folder(path) => {
+                let id = path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(lossy);
+                id.unwrap_or_else(|| lossy(path.as_os_str()))
+            }
+            Self::Gguf(path) => path.file_stem().map_or_else(|| lossy(path.as_os_str()), lossy),
+            Self::Hub { repo, .. } => repo.clone(),
+        }
+    }
+}
+
 impl FromStr for ModelSource {
     type Err = ModelError;
 
-    /// `builtin`, a path that exists, or a Hub id: `org/name`, `org/name@revision`, `org/name/file.gguf`,
-    /// `org/name/file.gguf@revision`. What looks like a path but does not exist is an error, not a Hub id.
+    /// The name of a built-in model, a path that exists, or a Hub id: `org/name`, `org/name@revision`,
+    /// `org/name/file.gguf`, `org/name/file.gguf@revision`. What looks like a path but does not exist is an error, not
+    /// a Hub id. A folder that is called like a built-in model is `./name`.
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        if text == "builtin" {
-            return Ok(Self::BuiltIn);
+        if text == ALL_BUILT_IN {
+            return Err(ModelError::NotOneModel);
+        }
+        if let Ok(model) = text.parse() {
+            return Ok(Self::BuiltIn(model));
         }
         let path = Path::new(text);
         if path.is_dir() {
@@ -183,20 +229,15 @@ impl FromStr for ModelSource {
 /// Loads a model: files, config, tokenizer, chat template and weights, in the order of their cost, so that what is
 /// broken is found before gigabytes are read.
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let id = source.id();
     match source {
-        ModelSource::BuiltIn => assemble::folder("builtin".into(), &crate::builtin::files(), options),
-        ModelSource::Folder(path) => {
-            let id = path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(lossy);
-            assemble::folder(id.unwrap_or_else(|| lossy(path.as_os_str())), &ModelFiles::Folder(path.clone()), options)
-        }
-        ModelSource::Gguf(path) => {
-            let id = path.file_stem().map_or_else(|| lossy(path.as_os_str()), lossy);
-            assemble::gguf(id, path, options)
-        }
+        ModelSource::BuiltIn(model) => assemble::folder(id, &model.files(), options),
+        ModelSource::Folder(path) => assemble::folder(id, &ModelFiles::Folder(path.clone()), options),
+        ModelSource::Gguf(path) => assemble::gguf(id, path, options),
         ModelSource::Hub { repo, revision, file } => {
             match hub::download(repo, revision.as_deref(), file.as_deref(), options.attention)? {
-                hub::Download::Folder(folder) => assemble::folder(repo.clone(), &ModelFiles::Folder(folder), options),
-                hub::Download::Gguf(path) => assemble::gguf(repo.clone(), &path, options),
+                hub::Download::Folder(folder) => assemble::folder(id, &ModelFiles::Folder(folder), options),
+                hub::Download::Gguf(path) => assemble::gguf(id, &path, options),
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -36,6 +36,7 @@ pub(crate) struct RequestLog {
     metrics: HttpMetrics,
     status: AtomicU16,
     cut: AtomicBool,
+    model: OnceLock<String>,
     prompt_tokens: AtomicUsize,
     completion_tokens: AtomicUsize,
 }
@@ -52,9 +53,15 @@ impl RequestLog {
             metrics,
             status: AtomicU16::new(CLIENT_LEFT),
             cut: AtomicBool::new(false),
+            model: OnceLock::new(),
             prompt_tokens: AtomicUsize::new(0),
             completion_tokens: AtomicUsize::new(0),
         }
+    }
+
+    /// The request is for the model with this id.
+    pub(crate) fn set_model(&self, id: &str) {
+        self.model.get_or_init(|| id.to_owned());
     }
 
     pub(crate) fn add_prompt_tokens(&self, count: usize) {
@@ -88,6 +95,7 @@ impl Drop for RequestLog {
             route = %self.route,
             status,
             end,
+            model = self.model.get().map(String::as_str),
             duration_ms = elapsed.as_millis() as u64,
             prompt_tokens = *self.prompt_tokens.get_mut(),
             completion_tokens = *self.completion_tokens.get_mut(),

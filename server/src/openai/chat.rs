@@ -24,10 +24,10 @@ pub(crate) async fn chat(
     Extension(log): Extension<Arc<RequestLog>>,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    let served = state.served()?;
+    let models = state.models()?;
+    let (served, model) = models.find(fields.take("model")?)?;
     let info = served.engine.model();
     let mut params = Params::take(&mut fields, &info.generation)?;
-    let model = served.resolve(params.model.take())?;
     params.check(info)?;
     refuse_unsupported(&mut fields)?;
     let logprobs = logprobs(&mut fields)?;
@@ -46,7 +46,7 @@ pub(crate) async fn chat(
     let prompt = prompt.await.map_err(in_messages)?;
     let requests = params.requests(vec![prompt], logprobs, None)?;
     let wire = ChatWire::new(info.tokenizer.clone(), logprobs.is_some());
-    answer(&served, log, wire, params.job(model, ignored), requests).await.map_err(in_messages)
+    answer(served, log, wire, params.job(model, ignored), requests).await.map_err(in_messages)
 }
 
 /// Refuses what would change the answer and is not done here.

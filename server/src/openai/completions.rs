@@ -29,10 +29,10 @@ pub(crate) async fn completions(
     Extension(log): Extension<Arc<RequestLog>>,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    let served = state.served()?;
+    let models = state.models()?;
+    let (served, model) = models.find(fields.take("model")?)?;
     let info = served.engine.model();
     let mut params = Params::take(&mut fields, &info.generation)?;
-    let model = served.resolve(params.model.take())?;
     params.check(info)?;
     params.max_tokens = params.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
     refuse_unsupported(&mut fields, params.n)?;
@@ -69,7 +69,7 @@ pub(crate) async fn completions(
         echoes,
         echoed_suffix: suffix.filter(|_| echo).unwrap_or_default(),
     };
-    answer(&served, log, wire, params.job(model, ignored), requests).await
+    answer(served, log, wire, params.job(model, ignored), requests).await
 }
 
 /// Turns the tokens to generate into a hole in front of `suffix`.

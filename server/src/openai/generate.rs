@@ -200,6 +200,7 @@ pub(super) async fn answer<W: Wire>(
     job: Job,
     requests: Vec<Request>,
 ) -> Result<Response, ApiError> {
+    log.set_model(&served.engine.model().id);
     let tally = Tally::new(&requests, job.n);
     let num_choices = requests.len();
     let events = merge(served.engine.submit(requests)?);

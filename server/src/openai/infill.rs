@@ -37,11 +37,11 @@ pub(crate) async fn infill(
     Extension(log): Extension<Arc<RequestLog>>,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    let served = state.served()?;
+    let models = state.models()?;
+    let (served, model) = models.find(fields.take("model")?)?;
     let info = served.engine.model();
     llama_names(&mut fields);
-    let mut params = Params::take(&mut fields, &info.generation)?;
-    let model = served.resolve(params.model.take())?;
+    let params = Params::take(&mut fields, &info.generation)?;
     refuse_unsupported(&mut fields, &params)?;
     let several = fields.value("input");
     let is_list = several.is_some();
@@ -57,7 +57,7 @@ pub(crate) async fn infill(
     let in_text = |error: ApiError| error.rename_param("prompt", first).rename_param("suffix", first);
     let request = encode(info, &text, &params).await.map_err(in_text)?;
     let wire = InfillWire { text: is_list.then_some(text), tokens_evaluated: num_given(&request) };
-    let reply = answer(&served, log, wire, params.job(model, ignored), vec![request]).await;
+    let reply = answer(served, log, wire, params.job(model, ignored), vec![request]).await;
     reply.map_err(|error| in_text(error).rename_param("max_tokens", "n_predict"))
 }
 

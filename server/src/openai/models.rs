@@ -11,14 +11,14 @@ use crate::{
     state::{AppState, Served},
 };
 
-/// All names of the model.
+/// All names of all models.
 #[derive(Debug, Serialize)]
 pub(crate) struct ModelList {
     object: &'static str,
     data: Vec<Model>,
 }
 
-/// One name of the model.
+/// One name of a model.
 #[derive(Debug, Serialize)]
 pub(crate) struct Model {
     id: String,
@@ -43,8 +43,7 @@ impl Model {
 
 /// Lists the names.
 pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
-    let served = state.served()?;
-    let data = served.names.iter().map(|id| Model::new(&served, id)).collect();
+    let data = state.models()?.all().map(|(served, id)| Model::new(served, id)).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -53,8 +52,8 @@ pub(crate) async fn retrieve(
     State(state): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
-    let served = state.served()?;
+    let models = state.models()?;
     let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
-    let id = served.resolve(Some(id))?;
-    Ok(Json(Model::new(&served, &id)))
+    let (served, id) = models.find(Some(id))?;
+    Ok(Json(Model::new(served, &id)))
 }

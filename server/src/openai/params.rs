@@ -33,8 +33,6 @@ const HARMLESS: [&str; 8] = [
 /// What all endpoints read.
 #[derive(Debug)]
 pub(super) struct Params {
-    /// The name that the client gave the model.
-    pub(super) model: Option<String>,
     pub(super) stream: bool,
     pub(super) stream_options: StreamOptions,
     /// Choices per prompt.
@@ -76,7 +74,6 @@ impl Params {
             return Err(ApiError::invalid("min_tokens", message));
         }
         Ok(Self {
-            model: fields.take("model")?,
             stream,
             stream_options,
             n,

@@ -42,8 +42,8 @@ pub(crate) async fn encode(
     State(state): State<AppState>,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Json<Tokens>, ApiError> {
-    let served = state.served()?;
-    served.resolve(fields.take("model")?)?;
+    let models = state.models()?;
+    let (served, _) = models.find(fields.take("model")?)?;
     let content: Option<String> = fields.take("content")?;
     let name = if content.is_some() { "content" } else { "prompt" };
     let prompt = if content.is_some() { None } else { fields.take("prompt")? };
@@ -61,8 +61,8 @@ pub(crate) async fn decode(
     State(state): State<AppState>,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Json<Content>, ApiError> {
-    let served = state.served()?;
-    served.resolve(fields.take("model")?)?;
+    let models = state.models()?;
+    let (served, _) = models.find(fields.take("model")?)?;
     let tokens: Vec<TokenId> = fields.take("tokens")?.ok_or_else(|| ApiError::missing("tokens"))?;
     fields.finish("`model`, `tokens`")?;
     let info = served.engine.model();

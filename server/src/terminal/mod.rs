@@ -16,7 +16,7 @@ use std::{
     env,
     io::{self, IsTerminal, Write},
     process::ExitCode,
-    thread,
+    slice, thread,
 };
 
 use engine::{Engine, RequestError};
@@ -32,6 +32,7 @@ use crate::{
     run::{RunError, load},
     settings::Settings,
     shutdown::Signals,
+    welcome,
 };
 
 /// Exit code of a program that Ctrl-C ended.
@@ -73,13 +74,15 @@ pub enum OptionError {
 /// Loads the model, then answers the prompt of `args`, or each line of the standard input.
 pub async fn run(settings: Settings, args: RunArgs) -> Result<ExitCode, TerminalError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
+    let sources = settings.models.clone();
     let engine = tokio::select! {
         loaded = load_with_notice(settings) => loaded?,
         _ = signals.next() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let view = View::choose(engine.model(), args.no_frames);
     let conversation = Conversation::new(&args, &engine, view == View::Frames)?;
-    let mut session = Session { engine, view, conversation, signals };
+    let introduction = welcome::lines(&sources, slice::from_ref(&engine), "run");
+    let mut session = Session { engine, view, conversation, signals, introduction };
     match &args.prompt {
         Some(prompt) => session.turn(prompt).await.map(|ended| match ended {
             Ended::Finished => ExitCode::SUCCESS,
@@ -94,7 +97,8 @@ async fn load_with_notice(settings: Settings) -> Result<Engine, TerminalError> {
     if notice {
         write!(io::stderr(), "loading the model ...")?;
     }
-    let engine = tokio::task::spawn_blocking(move || load(&settings)).await.map_err(RunError::Load)?;
+    let engine =
+        tokio::task::spawn_blocking(move || load(&settings.models[0], &settings)).await.map_err(RunError::Load)?;
     if notice {
         write!(io::stderr(), "\r\x1b[K")?;
     }
@@ -116,6 +120,8 @@ struct Session {
     view: View,
     conversation: Conversation,
     signals: Signals,
+    /// What a person should know of the model before the first turn.
+    introduction: Vec<String>,
 }
 
 impl Session {
@@ -123,6 +129,9 @@ impl Session {
     async fn chat(&mut self) -> Result<ExitCode, TerminalError> {
         let invites = io::stdin().is_terminal() && io::stderr().is_terminal();
         if invites {
+            for line in &self.introduction {
+                writeln!(io::stderr(), "{line}")?;
+            }
             let chats = if self.conversation.can_chat() { "/clear forgets the chat, " } else { "" };
             writeln!(io::stderr(), "{}: {chats}/exit or Ctrl-D ends", self.engine.model().id)?;
         }

@@ -6,5 +6,6 @@ mod diffusion;
 mod errors;
 mod load;
 mod replies;
+mod several;
 mod streams;
 mod support;

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 pub(crate) struct Server {
     pub(crate) router: Router,
     pub(crate) state: AppState,
+    /// That of the first model.
     pub(crate) engine: Engine,
 }
 
@@ -78,25 +79,36 @@ impl Reply {
 impl Server {
     pub(crate) async fn start(options: Options) -> Self {
         let Options { rule, pass_time, engine, http } = options;
-        Self::with_model(move || slow(rule, pass_time).unwrap(), engine, http).await
+        Self::serve(move || vec![slow(rule, pass_time).unwrap()], engine, http).await
     }
 
     /// A diffusion model with full attention.
     pub(crate) async fn diffusion(rule: Rule) -> Self {
         let Options { engine, http, .. } = Options::default();
-        let load = || model(Scripted::diffusion(rule, BYTE_VOCAB, 2048, AttentionKind::Full)).unwrap();
-        Self::with_model(load, engine, http).await
+        let load = || vec![model(Scripted::diffusion(rule, BYTE_VOCAB, 2048, AttentionKind::Full)).unwrap()];
+        Self::serve(load, engine, http).await
     }
 
-    async fn with_model(
-        load: impl FnOnce() -> LoadedModel + Send + 'static,
-        engine: EngineSettings,
+    /// The first model is the default one.
+    pub(crate) async fn with_models(
+        load: impl FnOnce() -> Vec<LoadedModel> + Send + 'static,
         http: HttpSettings,
     ) -> Self {
-        let start = move || Engine::start(load(), engine).unwrap();
-        let engine = tokio::task::spawn_blocking(start).await.unwrap();
+        Self::serve(load, Options::default().engine, http).await
+    }
+
+    async fn serve(
+        load: impl FnOnce() -> Vec<LoadedModel> + Send + 'static,
+        settings: EngineSettings,
+        http: HttpSettings,
+    ) -> Self {
+        let start = move || -> Vec<Engine> {
+            load().into_iter().map(|model| Engine::start(model, settings.clone()).unwrap()).collect()
+        };
+        let engines = tokio::task::spawn_blocking(start).await.unwrap();
+        let engine = engines[0].clone();
         let state = AppState::new(http, HostGuard::Listed(Vec::new()));
-        state.set_ready(engine.clone());
+        state.set_ready(engines);
         Self { router: router(state.clone()), state, engine }
     }
 

@@ -296,7 +296,8 @@ def a_suffix_is_filled_towards():
 def a_client_that_leaves_frees_the_server():
     def running():
         lines = client.with_options(base_url=URL).get("/metrics", cast_to=str).splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith("leapfrog_requests_running "))
+        name = "leapfrog_requests_running{"
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
     options = {"include_frames": True} if is_diffusion() else {}
     body = {"ignore_eos": True, "stream_options": options}

@@ -1,0 +1,177 @@
+//! How the metrics of one or more engines are written: one description a name, and under it the samples of every
+//! engine with its model as a label.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
+    metrics::TypedMetric,
+    registry::Unit,
+};
+
+use crate::metrics::Metrics;
+
+/// Instruments of one kind, told apart by labels. A `Family` of the client library could not be written under the label
+/// of its engine. Clones share the instruments.
+#[derive(Debug, Clone)]
+pub(crate) struct ByLabels<L, M> {
+    instruments: Arc<RwLock<BTreeMap<L, M>>>,
+    make: fn() -> M,
+}
+
+impl<L: Ord + Clone, M: Clone> ByLabels<L, M> {
+    /// No instruments yet; `make` makes them as they are asked for.
+    pub(crate) fn new(make: fn() -> M) -> Self {
+        Self { instruments: Arc::default(), make }
+    }
+
+    /// The instrument with these labels.
+    pub(crate) fn get_or_create(&self, labels: &L) -> M {
+        if let Some(instrument) = self.instruments.read().unwrap_or_else(PoisonError::into_inner).get(labels) {
+            return instrument.clone();
+        }
+        let mut instruments = self.instruments.write().unwrap_or_else(PoisonError::into_inner);
+        instruments.entry(labels.clone()).or_insert_with(self.make).clone()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.instruments.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+/// The metrics of engines, each with the id of its model.
+#[derive(Debug)]
+pub(crate) struct Exposition(pub(crate) Vec<(String, Metrics)>);
+
+impl Collector for Exposition {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        Metrics::write(&mut Page { encoder, engines: &self.0 })
+    }
+}
+
+/// Writes one name after the other.
+pub(crate) struct Page<'a, 'e> {
+    encoder: DescriptorEncoder<'e>,
+    engines: &'a [(String, Metrics)],
+}
+
+impl Page<'_, '_> {
+    /// An instrument that every engine has once.
+    pub(crate) fn one<M: EncodeMetric + TypedMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        of: fn(&Metrics) -> &M,
+    ) -> fmt::Result {
+        self.with_unit(name, help, None, of)
+    }
+
+    /// The same in seconds, which the name will say.
+    pub(crate) fn seconds<M: EncodeMetric + TypedMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        of: fn(&Metrics) -> &M,
+    ) -> fmt::Result {
+        self.with_unit(name, help, Some(&Unit::Seconds), of)
+    }
+
+    fn with_unit<M: EncodeMetric + TypedMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        of: fn(&Metrics) -> &M,
+    ) -> fmt::Result {
+        let mut encoder = self.encoder.encode_descriptor(name, &format!("{help}."), unit, M::TYPE)?;
+        for (model, metrics) in self.engines {
+            of(metrics).encode(encoder.encode_family(&Labels { model, more: None })?)?;
+        }
+        Ok(())
+    }
+
+    /// Instruments that every engine has for some labels. A name without samples is left out.
+    pub(crate) fn by<L, M>(&mut self, name: &str, help: &str, of: fn(&Metrics) -> &ByLabels<L, M>) -> fmt::Result
+    where
+        L: EncodeLabelSet + Ord + Clone,
+        M: EncodeMetric + TypedMetric + Clone,
+    {
+        if self.engines.iter().all(|(_, metrics)| of(metrics).is_empty()) {
+            return Ok(());
+        }
+        let mut encoder = self.encoder.encode_descriptor(name, &format!("{help}."), None, M::TYPE)?;
+        for (model, metrics) in self.engines {
+            for (labels, instrument) in of(metrics).instruments.read().unwrap_or_else(PoisonError::into_inner).iter() {
+                instrument.encode(encoder.encode_family(&Labels { model, more: Some(labels) })?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The model first, then what else there is.
+struct Labels<'a> {
+    model: &'a str,
+    more: Option<&'a dyn EncodeLabelSet>,
+}
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        [("model", self.model)].encode(encoder)?;
+        self.more.map_or(Ok(()), |more| more.encode(encoder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::{encoding::text, registry::Registry};
+
+    use super::*;
+    use crate::metrics::{Outcome, OutcomeLabels, StrategyLabels};
+
+    fn page(engines: Vec<(String, Metrics)>) -> String {
+        let mut registry = Registry::default();
+        registry.sub_registry_with_prefix("leapfrog").register_collector(Box::new(Exposition(engines)));
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        page
+    }
+
+    #[test]
+    fn engines_share_descriptions_and_keep_their_samples_apart() {
+        let (one, two) = (Metrics::new(), Metrics::new());
+        one.running.set(3);
+        two.running.set(4);
+        one.refused.inc();
+        two.queue_seconds.observe(0.5);
+        two.requests.get_or_create(&OutcomeLabels { outcome: Outcome::Stop, strategy: "ar" }).inc_by(2);
+        two.acceptance.get_or_create(&StrategyLabels { strategy: "jacobi" }).observe(2.0);
+        let page = page(vec![("a/\"b\"".into(), one), ("c".into(), two)]);
+        for line in [
+            "# HELP leapfrog_requests_running Sequences that decode now.",
+            "# TYPE leapfrog_requests_running gauge",
+            r#"leapfrog_requests_running{model="a/\"b\""} 3"#,
+            r#"leapfrog_requests_running{model="c"} 4"#,
+            r#"leapfrog_requests_refused_total{model="a/\"b\""} 1"#,
+            r#"leapfrog_requests_refused_total{model="c"} 0"#,
+            r#"leapfrog_requests_total{model="c",outcome="stop",strategy="ar"} 2"#,
+            "# UNIT leapfrog_queue_duration_seconds seconds",
+            r#"leapfrog_queue_duration_seconds_count{model="c"} 1"#,
+            r#"leapfrog_accepted_tokens_bucket{le="2.0",model="c",strategy="jacobi"} 1"#,
+        ] {
+            assert!(page.lines().any(|there| there == line), "{line}\n{page}");
+        }
+        // A second description or a sample twice is what readers of this format refuse.
+        let mut seen = std::collections::BTreeSet::new();
+        for line in page.lines().filter(|line| !line.starts_with("# EOF")) {
+            let key = if line.starts_with('#') { line } else { line.rsplit_once(' ').unwrap().0 };
+            assert!(seen.insert(key), "twice: {key}");
+        }
+        assert!(!page.contains("leapfrog_slots_decided"), "a name without samples: {page}");
+    }
+}
