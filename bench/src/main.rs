@@ -2,7 +2,7 @@
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
-//! `canvas` times denoising steps. `soak` drives a running server with many clients that come and go.
+//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `soak` drives a running server with many clients that come and go.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
@@ -17,6 +17,7 @@ mod speed;
 mod sse;
 mod stats;
 mod verify;
+mod zoo;
 
 use clap::{Parser, Subcommand};
 
@@ -39,6 +40,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Denoising steps of a diffusion model, by policy and cache; llama.cpp beside it if its path is given.
     Canvas(canvas::CanvasArgs),
+    /// The built-in models on held-out problems: accuracy, tokens per forward, speed, and how they compare with the goals.
+    Zoo(zoo::ZooArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
 }
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::Speed(args) => speed::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Canvas(args) => canvas::run(&args),
+        Command::Zoo(args) => zoo::run(&args),
         Command::Soak(args) => soak::run(&args),
     }
 }
