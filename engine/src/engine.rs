@@ -12,7 +12,7 @@ use std::{
 
 use models::{
     AttentionKind, Backbone, BackboneSpec, KvCache, TokenId,
-    source::{GenerationDefaults, JacobiHints, LoadedModel},
+    source::{DiffusionHints, GenerationDefaults, JacobiHints, LoadedModel},
     text::{ChatTemplate, Tokenizer},
 };
 use prometheus_client::registry::Registry;
@@ -268,7 +268,17 @@ fn prepare(
     let plan = DecoderPlan::of(&model, settings, context_len)?;
     let made_by_plan = plan.clone();
     let make_decoder = make_decoder.unwrap_or_else(|| Box::new(move |request| made_by_plan.make(request)));
-    let LoadedModel { id, mut backbone, tokenizer, chat_template, stop_ids, generation, jacobi, summary: _ } = model;
+    let LoadedModel {
+        id,
+        mut backbone,
+        tokenizer,
+        chat_template,
+        stop_ids,
+        generation,
+        jacobi,
+        diffusion: _,
+        summary: _,
+    } = model;
     check_memory(&spec, num_pages)?;
     let num_threads = settings.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let threads = rayon::ThreadPoolBuilder::new()
@@ -357,6 +367,7 @@ struct DecoderPlan {
     width: usize,
     guess: GuessRule,
     trained: bool,
+    diffusion: DiffusionHints,
     spec: BackboneSpec,
     context_len: usize,
 }
@@ -374,7 +385,8 @@ impl DecoderPlan {
             }
         };
         let spec = model.backbone.spec().clone();
-        Ok(Self { width: default_width(settings, hints), guess, trained: hints.is_some(), spec, context_len })
+        let (width, trained, diffusion) = (default_width(settings, hints), hints.is_some(), model.diffusion);
+        Ok(Self { width, guess, trained, diffusion, spec, context_len })
     }
 
     /// Checks everything about `request` that depends on the model.
@@ -387,7 +399,7 @@ impl DecoderPlan {
             Strategy::Ar | Strategy::Jacobi if is_diffusion => {
                 return invalid("decoding.strategy", format!("`{family}` is a diffusion model: it has no next token"));
             }
-            _ if is_diffusion => return DiffusionConfig::resolve(&self.spec, self.context_len, request).map(drop),
+            _ if is_diffusion => return self.canvas(request).map(drop),
             Strategy::Diffusion => {
                 return invalid("decoding.strategy", format!("`{family}` is not a diffusion model"));
             }
@@ -408,12 +420,15 @@ impl DecoderPlan {
         Ok(())
     }
 
+    fn canvas(&self, request: &Request) -> Result<DiffusionConfig, SubmitError> {
+        DiffusionConfig::resolve(&self.spec, self.context_len, self.diffusion, request)
+    }
+
     /// The decoder of a request that [`DecoderPlan::check`] accepts.
     fn make(&self, request: &Request) -> Result<Box<dyn Decoder>, SubmitError> {
         let options = &request.decoding;
         if self.spec.mask_id.is_some() {
-            let config = DiffusionConfig::resolve(&self.spec, self.context_len, request)?;
-            return Ok(Box::new(Diffusion::new(config, &request.prompt)));
+            return Ok(Box::new(Diffusion::new(self.canvas(request)?, &request.prompt)));
         }
         Ok(match options.strategy {
             Strategy::Ar => Box::new(Ar),

@@ -70,6 +70,7 @@ pub fn model(backbone: impl Backbone + 'static) -> Result<LoadedModel, ModelErro
         stop_ids: vec![END],
         generation: GenerationDefaults::default(),
         jacobi: None,
+        diffusion: models::DiffusionHints::default(),
         summary: LoadSummary::default(),
     })
 }

@@ -29,7 +29,10 @@ macro_rules! built_in {
 }
 
 /// All of them; the first is the default.
-static ALL: &[BuiltIn] = &[built_in!("leapfrog-ar", "a causal model")];
+static ALL: &[BuiltIn] = &[
+    built_in!("leapfrog-ar", "a causal model"),
+    built_in!("leapfrog-cllm", "a causal model trained for Jacobi decoding", "jacobi.json"),
+];
 
 impl BuiltIn {
     /// What all of them were trained for, to go on behind a subject.

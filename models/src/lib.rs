@@ -51,7 +51,7 @@ pub use config::{AttentionChoice, ConfigHints, Family, ModelConfig, RopeScaling}
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{Activations, LoadSummary, Quantize, WeightStore};
-pub use source::{GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
+pub use source::{DiffusionHints, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
 pub use text::{ChatTemplate, Tokenizer};
 
 /// Index of a token in the model's vocabulary.

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use super::{
-    END_OF_TURN, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel,
+    DiffusionHints, END_OF_TURN, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel,
     folder::ModelFiles,
     gguf::{self, GgufFile},
     mask::{self, MaskNames},
@@ -25,6 +25,7 @@ struct Parts {
     stop_ids: Vec<TokenId>,
     generation: GenerationDefaults,
     jacobi: Option<JacobiHints>,
+    diffusion: DiffusionHints,
 }
 
 /// Loads a model out of a folder, or out of the program.
@@ -46,6 +47,7 @@ pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> R
     stop_ids.extend(files.tokenizer_eos()?.and_then(|eos| tokenizer.token_id(&eos)));
     let origin = files.origin();
     let jacobi = files.jacobi()?;
+    let diffusion = files.diffusion()?;
     let mask = MaskNames { option: options.mask_id, spelling: files.mask_token()? };
     let weights = safetensors::weights(&origin, files.shards()?, &config, options.quantize)?;
     let mut weights = weights.with_activations(options.activations);
@@ -53,7 +55,8 @@ pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> R
     if config.family == Family::A2d && weights.takes_separate_head() {
         config.tie_embeddings = false;
     }
-    finish(Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
+    let parts = Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi, diffusion };
+    finish(parts, weights)
 }
 
 /// Loads a GGUF file.
@@ -83,10 +86,11 @@ pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<Loa
     let width = file.integer("leapfrog.jacobi.n")?;
     let guess = file.text("leapfrog.jacobi.guess").map(String::from);
     let jacobi = width.map(|width| JacobiHints { width, guess }.checked(&origin)).transpose()?;
-    let generation = GenerationDefaults::default();
+    let (generation, diffusion) = (GenerationDefaults::default(), DiffusionHints::default());
     let mask = MaskNames { option: options.mask_id, spelling: None };
     let weights = file.weights(&config, options.quantize).with_activations(options.activations);
-    finish(Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi }, weights)
+    let parts = Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi, diffusion };
+    finish(parts, weights)
 }
 
 fn read_template(path: &Path) -> Result<String, ModelError> {
@@ -95,7 +99,8 @@ fn read_template(path: &Path) -> Result<String, ModelError> {
 
 /// Checks that the parts belong together, then reads the weights.
 fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelError> {
-    let Parts { id, origin, mut config, mask, tokenizer, chat_template, stop_ids, mut generation, jacobi } = parts;
+    let Parts { id, origin, mut config, mask, tokenizer, chat_template, stop_ids, mut generation, jacobi, diffusion } =
+        parts;
     let vocab_size = config.vocab_size;
     if tokenizer.vocab_size() > vocab_size {
         return Err(ModelError::TokenizerTooLarge { max_id: tokenizer.vocab_size() as u32 - 1, vocab_size });
@@ -133,6 +138,7 @@ fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelEr
         stop_ids,
         generation,
         jacobi,
+        diffusion,
         summary,
     })
 }

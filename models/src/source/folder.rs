@@ -9,7 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{GenerationDefaults, JacobiHints, safetensors::Shard, vocab::VocabFiles};
+use super::{DiffusionHints, GenerationDefaults, JacobiHints, safetensors::Shard, vocab::VocabFiles};
 use crate::{ChatTemplate, ModelError, TokenId, Tokenizer, config::OneOrMany, loader::FileBytes};
 
 /// Largest of the files that are read as a whole; the largest tokenizers have some 40 MB.
@@ -165,6 +165,13 @@ impl ModelFiles {
     pub(crate) fn jacobi(&self) -> Result<Option<JacobiHints>, ModelError> {
         let hints = self.json::<JacobiHints>("jacobi.json")?;
         hints.map(|hints| hints.checked(&self.path("jacobi.json").display().to_string())).transpose()
+    }
+
+    /// What a diffusion model is decoded with.
+    pub(crate) fn diffusion(&self) -> Result<DiffusionHints, ModelError> {
+        let name = "diffusion.json";
+        let hints = self.json::<DiffusionHints>(name)?.unwrap_or_default();
+        hints.checked(&self.path(name).display().to_string())
     }
 
     /// The chat template, from its own file or from the tokenizer's config.

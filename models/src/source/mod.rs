@@ -80,6 +80,8 @@ pub struct LoadedModel {
     pub generation: GenerationDefaults,
     /// How the model was trained for Jacobi decoding, if it was.
     pub jacobi: Option<JacobiHints>,
+    /// How the model's authors decode it by diffusion, as far as they say.
+    pub diffusion: DiffusionHints,
     /// Formats and bytes of the weights.
     pub summary: LoadSummary,
 }
@@ -132,6 +134,34 @@ impl JacobiHints {
     }
 }
 
+/// What a diffusion model is decoded with where a request says nothing, from `diffusion.json`; absent values are those
+/// of its family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffusionHints {
+    /// Slots decoded together.
+    pub block_length: Option<usize>,
+    /// Slots of a canvas under full attention.
+    pub gen_length: Option<usize>,
+}
+
+impl DiffusionHints {
+    /// Refuses lengths that no decoder can use.
+    fn checked(self, origin: &str) -> Result<Self, ModelError> {
+        for (name, value) in [("block_length", self.block_length), ("gen_length", self.gen_length)] {
+            if let Some(value) = value.filter(|value| !(1..=MAX_DIFFUSION_LEN).contains(value)) {
+                return Err(ModelError::BadConfig {
+                    origin: origin.into(),
+                    reason: format!("`{name}` is {value}, it must be between 1 and {MAX_DIFFUSION_LEN}"),
+                });
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Longest block or canvas that a model may recommend, in tokens.
+const MAX_DIFFUSION_LEN: usize = 1024;
 /// Widest block that a model may claim to be trained for, in tokens.
 const MAX_JACOBI_WIDTH: usize = 1024;
 /// Tokens that end a turn in the common chat formats. A vocabulary has at most a few of them.

@@ -14,6 +14,9 @@ use crate::{
 /// Longest text that the models are served with, in tokens.
 pub const CONTEXT_LEN: usize = 512;
 
+/// Slots of a canvas where a request says nothing: two blocks hold every answer of the tasks.
+const CANVAS_LEN: usize = 64;
+
 /// What a network is exported as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -25,7 +28,10 @@ pub enum Family {
         width: usize,
     },
     /// Full attention; a row scores the slot after it.
-    Dream,
+    Dream {
+        /// Slots of a block.
+        block_len: usize,
+    },
     /// Attention by blocks; a row scores the slot after it.
     FastDllm {
         /// Tokens of a block.
@@ -36,15 +42,17 @@ pub enum Family {
 impl FromStr for Family {
     type Err = ZooError;
 
-    /// `llama`, `cllm:WIDTH`, `dream`, `fast-dllm:BLOCK`.
+    /// `llama`, `cllm:WIDTH`, `dream:BLOCK`, `fast-dllm:BLOCK`.
     fn from_str(text: &str) -> Result<Self, ZooError> {
         let (name, number) = text.split_once(':').unwrap_or((text, ""));
         match (name, number.parse()) {
             ("llama", _) if number.is_empty() => Ok(Self::Llama),
-            ("dream", _) if number.is_empty() => Ok(Self::Dream),
             ("cllm", Ok(width)) => Ok(Self::Cllm { width }),
+            ("dream", Ok(block_len)) => Ok(Self::Dream { block_len }),
             ("fast-dllm", Ok(block_len)) => Ok(Self::FastDllm { block_len }),
-            _ => Err(ZooError::Settings(format!("`{text}` is none of llama, cllm:WIDTH, dream, fast-dllm:BLOCK"))),
+            _ => {
+                Err(ZooError::Settings(format!("`{text}` is none of llama, cllm:WIDTH, dream:BLOCK, fast-dllm:BLOCK")))
+            }
         }
     }
 }
@@ -63,12 +71,12 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
     let mut config = json!({
         "architectures": [match family {
             Family::Llama | Family::Cllm { .. } => "LlamaForCausalLM",
-            Family::Dream => "DreamModel",
+            Family::Dream { .. } => "DreamModel",
             Family::FastDllm { .. } => "Fast_dLLM_QwenForCausalLM",
         }],
         "model_type": match family {
             Family::Llama | Family::Cllm { .. } => "llama",
-            Family::Dream => "Dream",
+            Family::Dream { .. } => "Dream",
             Family::FastDllm { .. } => "Fast_dLLM_Qwen",
         },
         "vocab_size": shape.vocab,
@@ -90,7 +98,7 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
     });
     match family {
         Family::Llama | Family::Cllm { .. } => {}
-        Family::Dream => config["mask_token_id"] = json!(Specials::MASK),
+        Family::Dream { .. } => config["mask_token_id"] = json!(Specials::MASK),
         Family::FastDllm { block_len } => {
             config["mask_token_id"] = json!(Specials::MASK);
             config["bd_size"] = json!(block_len);
@@ -101,8 +109,18 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
     });
     let mut files =
         vec![("config.json", config), ("generation_config.json", generation), ("training.json", origin.clone())];
-    if let Family::Cllm { width } = family {
-        files.push(("jacobi.json", json!({ "n": width, "guess": "context-random", "trained_on": "the zoo's tasks" })));
+    match family {
+        Family::Llama => {}
+        Family::Cllm { width } => {
+            files.push((
+                "jacobi.json",
+                json!({ "n": width, "guess": "context-random", "trained_on": "the zoo's tasks" }),
+            ));
+        }
+        Family::Dream { block_len } => {
+            files.push(("diffusion.json", json!({ "block_length": block_len, "gen_length": CANVAS_LEN })));
+        }
+        Family::FastDllm { block_len } => files.push(("diffusion.json", json!({ "block_length": block_len }))),
     }
     for (name, value) in files {
         let path = folder.join(name);

@@ -43,7 +43,7 @@ impl Model {
             Self::Ar => Family::Llama,
             Self::Cllm => Family::Cllm { width: WINDOW_LEN },
             Self::Block => Family::FastDllm { block_len: UNIT_LEN },
-            Self::Diffusion => Family::Dream,
+            Self::Diffusion => Family::Dream { block_len: CANVAS_BLOCK_LEN },
         }
     }
 
@@ -127,20 +127,31 @@ static AR: [Stage; 3] = [
     Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2, mix: EVEN },
     Stage { name: "ar-3", kind: Kind::Ar, from: Some("ar-2"), steps: 700, learning_rate: 2e-3, seed: 3, mix: HARD },
 ];
-static CLLM: [Stage; 1] = [Stage {
-    name: "cllm",
-    kind: Kind::Consistency(WINDOW_LEN),
-    from: Some("ar-3"),
-    steps: 600,
-    learning_rate: 1e-3,
-    seed: 1,
-    mix: HARD,
-}];
+static CLLM: [Stage; 2] = [
+    Stage {
+        name: "cllm",
+        kind: Kind::Consistency(WINDOW_LEN),
+        from: Some("ar-3"),
+        steps: 2000,
+        learning_rate: 3e-3,
+        seed: 1,
+        mix: HARD,
+    },
+    Stage {
+        name: "cllm-2",
+        kind: Kind::Consistency(WINDOW_LEN),
+        from: Some("cllm"),
+        steps: 900,
+        learning_rate: 1.2e-3,
+        seed: 2,
+        mix: EVEN,
+    },
+];
 static BLOCK: [Stage; 1] = [Stage {
     name: "block",
     kind: Kind::Blocks(UNIT_LEN),
-    from: Some("ar-3"),
-    steps: 700,
+    from: Some("cllm"),
+    steps: 1500,
     learning_rate: 2e-3,
     seed: 1,
     mix: HARD,

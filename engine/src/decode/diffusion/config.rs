@@ -1,16 +1,17 @@
-//! From a request's options to the settings of its decoder: what is left out is the preset's, then the family's.
+//! From a request's options to the settings of its decoder: what is left out is the preset's, then the model's own,
+//! then the family's.
 
-use models::{AttentionKind, BackboneSpec, LogitAlignment, TokenId};
+use models::{AttentionKind, BackboneSpec, DiffusionHints, LogitAlignment, TokenId};
 
 use super::{canvas::Shape, family::Family};
 use crate::{
-    decode::commit::{CommitPolicy, Dynamic, Factor, LocalLeap, Origin, Quota, Ranking},
+    decode::commit::{CommitPolicy, Dynamic, Factor, LocalLeap, Origin, Quota, Ranking, Schedule},
     error::SubmitError,
     request::{CacheMode, DiffusionOptions, EarlyStop, InfillPart, Policy, Preset, Remasking, Request, SuppressEos},
     sampling::{ConfidenceKind, ConfidenceRule, SlotNoise},
 };
 
-/// Slots of a canvas if neither the request nor the room says otherwise.
+/// Slots of a canvas if neither the request, the model nor the room says otherwise.
 const DEFAULT_CANVAS: usize = 256;
 /// Most passes that only edit a block, as published with LLaDA2.1.
 const DEFAULT_POST_STEPS: usize = 16;
@@ -67,7 +68,9 @@ impl PolicyConfig {
         }
     }
 
-    pub(super) fn build(self) -> Box<dyn CommitPolicy> {
+    /// The policy; without `steps` every schedule is one slot a step, which Dream's grid of times is not by itself.
+    pub(super) fn build(self, steps: Option<usize>) -> Box<dyn CommitPolicy> {
+        let schedule = |family: Family| if steps.is_some() { family.schedule() } else { Schedule::Even };
         match self {
             Self::Quota { remasking: Remasking::Origin, noise, .. } => Box::new(Origin::new(noise)),
             Self::Quota { family, remasking, noise } => {
@@ -76,7 +79,7 @@ impl PolicyConfig {
                     Remasking::Sequential => Ranking::Sequential,
                     _ => Ranking::Confidence,
                 };
-                let quota = Quota::new(family.schedule(), ranking);
+                let quota = Quota::new(schedule(family), ranking);
                 Box::new(if family.divides_whole_blocks() { quota.of_whole_blocks() } else { quota })
             }
             Self::Threshold { threshold } => Box::new(LocalLeap::threshold(threshold)),
@@ -85,7 +88,7 @@ impl PolicyConfig {
                 Box::new(LocalLeap { threshold, relaxed: Some(relaxed), radius })
             }
             Self::Dynamic { family, threshold } | Self::Editing { family, threshold, .. } => {
-                Box::new(Dynamic::new(threshold, family.schedule()))
+                Box::new(Dynamic::new(threshold, schedule(family)))
             }
         }
     }
@@ -96,8 +99,14 @@ fn invalid<T>(param: &'static str, message: impl Into<String>) -> Result<T, Subm
 }
 
 impl DiffusionConfig {
-    /// Settings for `request` on the model `spec`, whose context may be shortened to `context_len`.
-    pub fn resolve(spec: &BackboneSpec, context_len: usize, request: &Request) -> Result<Self, SubmitError> {
+    /// Settings for `request` on the model `spec`, whose context may be shortened to `context_len`; `hints` are the
+    /// model's own defaults.
+    pub fn resolve(
+        spec: &BackboneSpec,
+        context_len: usize,
+        hints: DiffusionHints,
+        request: &Request,
+    ) -> Result<Self, SubmitError> {
         let options = &request.decoding.diffusion;
         let Some(mask_id) = spec.mask_id else {
             return invalid("decoding.strategy", format!("`{}` is not a diffusion model", spec.family));
@@ -108,7 +117,7 @@ impl DiffusionConfig {
         let attention = spec.attention;
         let cache = cache(options, attention)?;
         let (shape, parts) = match attention {
-            AttentionKind::Full => whole(options, family, context_len, request)?,
+            AttentionKind::Full => whole(options, family, context_len, hints, request)?,
             AttentionKind::BlockCausal { block_len, origin } => {
                 if !request.infill.is_empty() {
                     let message = "this model attends block by block and cannot see what follows a hole; infill needs a \
@@ -119,7 +128,7 @@ impl DiffusionConfig {
                     let message = "this model writes block after block until it ends; use `max_tokens`";
                     return invalid("decoding.gen_length", message);
                 }
-                let window = options.block_length.unwrap_or(family.block_len(block_len));
+                let window = options.block_length.or(hints.block_length).unwrap_or(family.block_len(block_len));
                 if window > block_len || !block_len.is_multiple_of(window) {
                     let message = format!("the model's blocks have {block_len} tokens; {window} does not divide them");
                     return invalid("decoding.block_length", message);
@@ -252,9 +261,10 @@ fn whole(
     options: &DiffusionOptions,
     family: Family,
     context_len: usize,
+    hints: DiffusionHints,
     request: &Request,
 ) -> Result<(Shape, Vec<InfillPart>), SubmitError> {
-    let block_len = options.block_length.unwrap_or(family.block_len(DEFAULT_CANVAS));
+    let block_len = options.block_length.or(hints.block_length).unwrap_or(family.block_len(DEFAULT_CANVAS));
     let shape = Shape::Whole { block_len };
     let room = context_len.saturating_sub(request.prompt.len());
     if !request.infill.is_empty() {
@@ -281,7 +291,13 @@ fn whole(
         }
         Some(len) => len,
         // The number of masks is a part of what the model sees, so it is the same for every limit within a block.
-        None => request.max_tokens.unwrap_or(DEFAULT_CANVAS).max(1).div_ceil(block_len).saturating_mul(block_len),
+        None => request
+            .max_tokens
+            .or(hints.gen_length)
+            .unwrap_or(DEFAULT_CANVAS)
+            .max(1)
+            .div_ceil(block_len)
+            .saturating_mul(block_len),
     };
     Ok((shape, vec![InfillPart::Hole(len.min(room))]))
 }

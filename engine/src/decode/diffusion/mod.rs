@@ -60,7 +60,7 @@ impl Diffusion {
     pub fn new(config: DiffusionConfig, prompt: &[TokenId]) -> Self {
         let canvas = Canvas::new(prompt, &config.parts, config.shape, config.mask_id);
         let mut decoder = Self {
-            policy: config.policy.build(),
+            policy: config.policy.build(config.steps),
             canvas,
             prompt_len: prompt.len(),
             cached_for: None,

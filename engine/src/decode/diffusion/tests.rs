@@ -1,6 +1,6 @@
 //! Loop traces of the LocalLeap specification, and the decoder on mock models: no tensors.
 
-use models::{BackboneSpec, BlockOrigin, KvLayout};
+use models::{BackboneSpec, BlockOrigin, DiffusionHints, KvLayout};
 
 use super::*;
 use crate::{
@@ -43,7 +43,7 @@ fn request(prompt_len: usize, max_tokens: usize, diffusion: DiffusionOptions) ->
 }
 
 fn decoder(spec: &BackboneSpec, request: &Request) -> Diffusion {
-    let config = DiffusionConfig::resolve(spec, spec.context_len, request).unwrap();
+    let config = DiffusionConfig::resolve(spec, spec.context_len, DiffusionHints::default(), request).unwrap();
     Diffusion::new(config, &request.prompt)
 }
 
@@ -201,12 +201,40 @@ fn an_end_token_stops_where_the_mode_says() {
 #[test]
 fn a_threshold_above_one_commits_one_token_a_pass() {
     let request = request(3, 16, local_leap());
-    let config = DiffusionConfig::resolve(&full(), 256, &request).unwrap();
+    let config = DiffusionConfig::resolve(&full(), 256, DiffusionHints::default(), &request).unwrap();
     let policy = LocalLeap { threshold: 1.5, relaxed: Some(0.0), radius: 4 };
     let mut decoder = Diffusion::with_policy(config, &request.prompt, Box::new(policy));
     let trace = run(&mut decoder, 16, 1, mock(BASE, &[]));
     assert_eq!(trace.fixed.len(), 16);
     assert!(trace.fixed.iter().all(|fixed| fixed.len() == 1));
+}
+
+#[test]
+fn a_quota_without_steps_is_one_slot_a_step_in_every_family() {
+    for family in ["llada", "dream", "a2d"] {
+        let options = DiffusionOptions { policy: Some(Policy::Quota), ..options() };
+        let spec = BackboneSpec { family: family.into(), ..full() };
+        let trace = run(&mut decoder(&spec, &request(3, 16, options)), 16, 1, mock(BASE, &[]));
+        assert_eq!(trace.fixed.len(), 16, "{family}");
+    }
+}
+
+#[test]
+fn a_model_says_how_long_its_blocks_and_canvases_are() {
+    let hints = DiffusionHints { block_length: Some(4), gen_length: Some(24) };
+    let shape = |hints, request: &Request| {
+        let config = DiffusionConfig::resolve(&full(), 256, hints, request).unwrap();
+        (config.shape, config.capacity())
+    };
+    let open = Request { max_tokens: None, ..request(3, 16, DiffusionOptions::default()) };
+    assert_eq!(shape(hints, &open), (Shape::Whole { block_len: 4 }, Some(24)));
+    assert_eq!(
+        shape(DiffusionHints::default(), &open),
+        (Shape::Whole { block_len: 32 }, Some(253)),
+        "cut to the context"
+    );
+    let asked = request(3, 10, DiffusionOptions { block_length: Some(8), ..DiffusionOptions::default() });
+    assert_eq!(shape(hints, &asked), (Shape::Whole { block_len: 8 }, Some(16)), "the request comes first");
 }
 
 #[test]
@@ -331,7 +359,12 @@ fn run_to_end(decoder: &mut Diffusion, mock: impl Fn(usize, &[TokenId]) -> (Toke
 fn what_does_not_fit_is_refused_by_name() {
     let diffusion = |diffusion: DiffusionOptions| request(3, 16, diffusion);
     let base = DiffusionOptions::default;
-    let error = |spec: &BackboneSpec, request: &Request| match DiffusionConfig::resolve(spec, 256, request) {
+    let error = |spec: &BackboneSpec, request: &Request| match DiffusionConfig::resolve(
+        spec,
+        256,
+        DiffusionHints::default(),
+        request,
+    ) {
         Err(crate::SubmitError::InvalidParameter { param, .. }) => param,
         other => panic!("{other:?} for {request:?}"),
     };

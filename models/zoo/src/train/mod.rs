@@ -134,7 +134,7 @@ pub fn train<R: Recipe>(
         )?;
         bar.set_message(format!("loss {loss:.4}"));
         bar.inc(1);
-        if (step + 1) % options.save_every == 0 || step + 1 == settings.steps {
+        if (step + 1).is_multiple_of(options.save_every) || step + 1 == settings.steps {
             store::save(&options.folder, recipe.name(), settings, &net, &optimizer, &states, step + 1)?;
             let figures = recipe.evaluate(&net)?;
             let text: Vec<_> = figures.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
@@ -225,7 +225,7 @@ impl Log {
             *sum += value;
         }
         self.count += 1;
-        if (step + 1) % LOG_EVERY == 0 {
+        if (step + 1).is_multiple_of(LOG_EVERY) {
             let names: Vec<_> = self.sums.iter().map(|(name, _)| *name).collect();
             let means: Vec<_> = self.sums.iter().map(|(_, sum)| format!("{:.6}", sum / self.count as f64)).collect();
             append(&self.path, &format!("step,{}", names.join(",")), &format!("{},{}", step + 1, means.join(",")))?;
