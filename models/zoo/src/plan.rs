@@ -150,11 +150,11 @@ static CLLM: [Stage; 2] = [
 static BLOCK: [Stage; 1] = [Stage {
     name: "block",
     kind: Kind::Blocks(UNIT_LEN),
-    from: Some("cllm"),
-    steps: 1500,
-    learning_rate: 2e-3,
+    from: Some("cllm-2"),
+    steps: 3000,
+    learning_rate: 3e-3,
     seed: 1,
-    mix: HARD,
+    mix: EVEN,
 }];
 static DIFFUSION: [Stage; 1] = [Stage {
     name: "diffusion",
