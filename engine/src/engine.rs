@@ -385,6 +385,16 @@ impl DecoderPlan {
             }
         };
         let spec = model.backbone.spec().clone();
+        if let (AttentionKind::BlockCausal { block_len, .. }, Some(own)) =
+            (spec.attention, model.diffusion.block_length)
+            && !block_len.is_multiple_of(own)
+        {
+            let message = format!("the model's blocks have {block_len} tokens; {own} does not divide them");
+            return Err(EngineError::InvalidSetting {
+                setting: "block_length of the model's diffusion hints",
+                message,
+            });
+        }
         let (width, trained, diffusion) = (default_width(settings, hints), hints.is_some(), model.diffusion);
         Ok(Self { width, guess, trained, diffusion, spec, context_len })
     }

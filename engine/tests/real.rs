@@ -122,3 +122,17 @@ fn jacobi_equals_ar_on_random_checkpoints() {
     }
     assert_eq!(runs, 200 * 2 * 5);
 }
+
+#[test]
+fn a_recommended_block_that_does_not_fit_is_refused_at_start() {
+    let (tokenizer, mask_id) = (Some(golden("tokenizer.json")), Some(TokenId(133)));
+    let options = LoadOptions { tokenizer, mask_id, ..LoadOptions::default() };
+    let start = |block_length| {
+        let mut model = load(&ModelSource::Folder(golden("diffusion/fast-dllm-v2")), &options).unwrap();
+        model.diffusion.block_length = block_length;
+        Harness::new(model, settings()).map(drop)
+    };
+    assert!(start(Some(4)).is_ok() && start(None).is_ok());
+    let error = start(Some(3)).unwrap_err().to_string();
+    assert!(error.contains("8 tokens") && error.contains("3 does not divide"), "{error}");
+}

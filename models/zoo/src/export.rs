@@ -1,6 +1,6 @@
 //! A trained network as a model folder, as the server loads it.
 
-use std::{collections::HashMap, fs, path::Path, str::FromStr};
+use std::{collections::HashMap, fs, path::Path};
 
 use candle_core::{DType, safetensors};
 use serde_json::{Value, json};
@@ -37,24 +37,6 @@ pub enum Family {
         /// Tokens of a block.
         block_len: usize,
     },
-}
-
-impl FromStr for Family {
-    type Err = ZooError;
-
-    /// `llama`, `cllm:WIDTH`, `dream:BLOCK`, `fast-dllm:BLOCK`.
-    fn from_str(text: &str) -> Result<Self, ZooError> {
-        let (name, number) = text.split_once(':').unwrap_or((text, ""));
-        match (name, number.parse()) {
-            ("llama", _) if number.is_empty() => Ok(Self::Llama),
-            ("cllm", Ok(width)) => Ok(Self::Cllm { width }),
-            ("dream", Ok(block_len)) => Ok(Self::Dream { block_len }),
-            ("fast-dllm", Ok(block_len)) => Ok(Self::FastDllm { block_len }),
-            _ => {
-                Err(ZooError::Settings(format!("`{text}` is none of llama, cllm:WIDTH, dream:BLOCK, fast-dllm:BLOCK")))
-            }
-        }
-    }
 }
 
 /// Writes the folder: weights as f16, config, tokenizer, generation config, and `origin` as `training.json`.

@@ -12,7 +12,7 @@ use zoo::{
     Net, Rows, Shape, Text, ZooError,
     export::{Family, export},
     tasks::{Split, Task},
-    train::{Ar, Consistency, Masked, Recipe, RunOptions, TrainSettings, train},
+    train::{Ar, Consistency, Masked, Recipe, RunOptions, TrainSettings, finished, train},
 };
 
 fn settings(text: &Text, steps: usize, qkv_bias: bool) -> TrainSettings {
@@ -92,6 +92,26 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_end() {
 }
 
 #[test]
+fn a_checkpoint_that_was_cut_off_leaves_the_one_before() {
+    let text = text();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&text, 6, false);
+    let recipe = Ar::new(text, &settings, 1).unwrap();
+    let run_json = folder.path().join("run.json");
+    // As if the program had ended after the tensors of step 6 and before the rest: what stands is step 3.
+    let short = TrainSettings { steps: 3, ..settings };
+    run(&recipe, &short, folder.path(), 1).unwrap();
+    let before = std::fs::read(&run_json).unwrap();
+    let tensors = folder.path().join("state-3.safetensors");
+    let kept = std::fs::read(&tensors).unwrap();
+    std::fs::write(folder.path().join("state-6.safetensors"), b"half of it").unwrap();
+    assert!(finished(folder.path()).unwrap());
+    run(&recipe, &short, folder.path(), 1).unwrap();
+    assert_eq!(std::fs::read(&run_json).unwrap(), before);
+    assert_eq!(std::fs::read(&tensors).unwrap(), kept);
+}
+
+#[test]
 fn every_recipe_learns() {
     let text = text();
     let folder = tempfile::tempdir().unwrap();
@@ -130,7 +150,14 @@ fn the_server_computes_what_was_trained() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = text.problem(&Task::Math.problem(Split::Test, 0, 0)).unwrap().prompt;
     let wanted: Vec<u32> = (0..tokens.len() as u32).collect();
-    for (family, bias) in [("llama", false), ("cllm:16", false), ("dream:32", true), ("fast-dllm:16", true)] {
+    let families = [
+        Family::Llama,
+        Family::Cllm { width: 16 },
+        Family::Dream { block_len: 32 },
+        Family::FastDllm { block_len: 16 },
+    ];
+    for kind in families {
+        let (family, bias) = (format!("{kind:?}"), matches!(kind, Family::Dream { .. } | Family::FastDllm { .. }));
         let net = Net::new(settings(&text, 1, bias).shape, 7).unwrap();
         for (name, var) in net.parameters() {
             // What the f16 file can hold, and biases that are not zero.
@@ -138,8 +165,7 @@ fn the_server_computes_what_was_trained() {
             let halves = (var.as_tensor() + shift).unwrap().to_dtype(candle_core::DType::F16).unwrap();
             var.set(&halves.to_dtype(candle_core::DType::F32).unwrap()).unwrap();
         }
-        let out = folder.path().join(family.replace(':', "-"));
-        let kind: Family = family.parse().unwrap();
+        let out = folder.path().join(&family);
         export(&net, &text, kind, &out, &serde_json::json!({})).unwrap();
         let mut rows = Rows::default();
         let (start, visibility) = match kind {

@@ -44,14 +44,14 @@ async fn a_request_runs_on_the_model_that_it_names() {
         let streamed: String = events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
         assert_eq!((&events[0]["model"], streamed.as_str()), (&json!(name), expected), "{asked}");
     }
-    let chat = json!({"model": "org/canvas", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
+    let chat = json!({"model": "org/canvas", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0});
     assert_eq!(server.ok("/v1/chat/completions", chat).await["choices"][0]["message"]["content"], "zz");
 }
 
 #[tokio::test]
 async fn what_a_model_can_do_is_its_own() {
     let server = server().await;
-    let infill = |model: &str| json!({"model": model, "input_prefix": "a", "input_suffix": "b", "n_predict": 2});
+    let infill = |model: &str| json!({"model": model, "input_prefix": "a", "input_suffix": "b", "n_predict": 2, "temperature": 0});
     assert_eq!(server.ok("/infill", infill("org/canvas")).await["content"], "zz");
     let refused = server.post("/infill", infill("abc")).await;
     assert_eq!((refused.status.as_u16(), refused.error("code")), (400, json!("unsupported_parameter")));

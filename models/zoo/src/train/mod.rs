@@ -52,6 +52,8 @@ pub struct TrainSettings {
 
 /// Gradients above this norm are scaled down to it.
 const MAX_NORM: f64 = 1.0;
+/// File of the evaluations.
+const EVALUATION: &str = "evaluation.csv";
 /// Steps between lines of the log.
 const LOG_EVERY: usize = 20;
 
@@ -138,7 +140,7 @@ pub fn train<R: Recipe>(
             store::save(&options.folder, recipe.name(), settings, &net, &optimizer, &states, step + 1)?;
             let figures = recipe.evaluate(&net)?;
             let text: Vec<_> = figures.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
-            bar.suspend(|| log.note(&options.folder.join("evaluation.csv"), step + 1, &text))?;
+            bar.suspend(|| log.note(&options.folder.join(EVALUATION), step + 1, &text))?;
         }
     }
     bar.finish();
@@ -211,8 +213,10 @@ struct Log {
 
 impl Log {
     fn new(path: &Path, first: usize) -> Result<Self, ZooError> {
-        if first == 0 && path.exists() {
-            fs::remove_file(path).map_err(|source| ZooError::Io { path: path.into(), source })?;
+        for path in [path, &path.with_file_name(EVALUATION)] {
+            if first == 0 && path.exists() {
+                fs::remove_file(path).map_err(|source| ZooError::Io { path: path.into(), source })?;
+            }
         }
         Ok(Self { path: path.into(), sums: Vec::new(), count: 0 })
     }

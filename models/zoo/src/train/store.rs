@@ -1,4 +1,4 @@
-//! Checkpoints of a run: `state.safetensors` with weights and optimiser, `run.json` with the rest.
+//! Checkpoints of a run: `state-STEP.safetensors` with weights and optimiser, `run.json` with the step and the rest.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -17,8 +17,11 @@ struct Run<S> {
     states: Vec<S>,
 }
 
-/// File of the tensors.
-const STATE: &str = "state.safetensors";
+/// File of the tensors after `step` steps.
+fn state_file(step: usize) -> String {
+    format!("state-{step}.safetensors")
+}
+
 /// File of everything else.
 const RUN: &str = "run.json";
 /// Prefix of the weights among the tensors.
@@ -36,16 +39,28 @@ pub(super) fn save<S: Serialize>(
 ) -> Result<(), ZooError> {
     let weights = net.parameters().iter().map(|(name, var)| (format!("{WEIGHT}{name}"), var.as_tensor().clone()));
     let tensors = weights.chain(optimizer.state()).collect();
-    let part = folder.join("state.part");
-    safetensors::save(&tensors, &part)?;
+    safetensors::save(&tensors, folder.join(state_file(step)))?;
     let run = serde_json::json!({ "recipe": recipe, "settings": settings, "step": step, "states": states });
-    let run_part = folder.join("run.part");
-    fs::write(&run_part, run.to_string()).map_err(|source| ZooError::Io { path: run_part.clone(), source })?;
-    for (from, to) in [(part, STATE), (run_part, RUN)] {
-        let to = folder.join(to);
-        fs::rename(from, &to).map_err(|source| ZooError::Io { path: to, source })?;
+    let (part, path) = (folder.join("run.part"), folder.join(RUN));
+    let before = read_run::<serde_json::Value>(folder)?.map(|run| run.step).filter(|before| *before != step);
+    fs::write(&part, run.to_string()).map_err(|source| ZooError::Io { path: part.clone(), source })?;
+    // From here on the new checkpoint counts.
+    fs::rename(&part, &path).map_err(|source| ZooError::Io { path, source })?;
+    if let Some(before) = before {
+        let old = folder.join(state_file(before));
+        fs::remove_file(&old).map_err(|source| ZooError::Io { path: old, source })?;
     }
     Ok(())
+}
+
+/// What `run.json` of a folder holds, if there is one.
+fn read_run<S: DeserializeOwned>(folder: &Path) -> Result<Option<Run<S>>, ZooError> {
+    let path = folder.join(RUN);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(&path).map_err(|source| ZooError::Io { path: path.clone(), source })?;
+    serde_json::from_str(&text).map(Some).map_err(|error| ZooError::BadFile { path, reason: error.to_string() })
 }
 
 type Saved<S> = (Net, Optimizer, Vec<S>, usize);
@@ -56,13 +71,8 @@ pub(super) fn load<S: DeserializeOwned>(
     recipe: &str,
     settings: &TrainSettings,
 ) -> Result<Option<Saved<S>>, ZooError> {
-    let path = folder.join(RUN);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bad = |reason: String| ZooError::BadFile { path: path.clone(), reason };
-    let text = fs::read_to_string(&path).map_err(|source| ZooError::Io { path: path.clone(), source })?;
-    let run: Run<S> = serde_json::from_str(&text).map_err(|error| bad(error.to_string()))?;
+    let Some(run) = read_run::<S>(folder)? else { return Ok(None) };
+    let bad = |reason: String| ZooError::BadFile { path: folder.join(RUN), reason };
     if run.recipe != recipe || run.settings != *settings {
         return Err(bad(format!(
             "the folder holds a run of recipe {} with other settings than asked for; continue it with its own \
@@ -70,25 +80,26 @@ pub(super) fn load<S: DeserializeOwned>(
             run.recipe, run.settings
         )));
     }
-    let net = Net::from_weights(settings.shape.clone(), &load_weights(folder)?)?;
-    let state = safetensors::load(folder.join(STATE), &Device::Cpu)?.into_iter().collect();
-    Ok(Some((net, Optimizer::from_state(&state, run.step), run.states, run.step)))
+    let tensors = safetensors::load(folder.join(state_file(run.step)), &Device::Cpu)?.into_iter().collect();
+    let net = Net::from_weights(settings.shape.clone(), &weights(&tensors))?;
+    Ok(Some((net, Optimizer::from_state(&tensors, run.step), run.states, run.step)))
+}
+
+/// The weights among the tensors of a checkpoint.
+fn weights(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let named = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(WEIGHT)?, tensor)));
+    named.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
 /// The weights of a run's checkpoint, by name.
 pub fn load_weights(folder: &Path) -> Result<BTreeMap<String, Tensor>, ZooError> {
-    let tensors = safetensors::load(folder.join(STATE), &Device::Cpu)?.into_iter();
-    Ok(tensors.filter_map(|(name, tensor)| Some((name.strip_prefix(WEIGHT)?.to_owned(), tensor))).collect())
+    let run = read_run::<serde_json::Value>(folder)?;
+    let run =
+        run.ok_or_else(|| ZooError::BadFile { path: folder.join(RUN), reason: "there is no such file".into() })?;
+    Ok(weights(&safetensors::load(folder.join(state_file(run.step)), &Device::Cpu)?.into_iter().collect()))
 }
 
 /// Whether a run has come to its last step.
 pub fn finished(folder: &Path) -> Result<bool, ZooError> {
-    let path = folder.join(RUN);
-    if !path.exists() {
-        return Ok(false);
-    }
-    let text = fs::read_to_string(&path).map_err(|source| ZooError::Io { path: path.clone(), source })?;
-    let run: Run<serde_json::Value> =
-        serde_json::from_str(&text).map_err(|error| ZooError::BadFile { path, reason: error.to_string() })?;
-    Ok(run.step == run.settings.steps)
+    Ok(read_run::<serde_json::Value>(folder)?.is_some_and(|run| run.step == run.settings.steps))
 }
