@@ -247,6 +247,26 @@ fn a_diffusion_model_without_a_recommended_temperature_has_zero() {
 }
 
 #[test]
+fn hints_for_another_way_of_decoding_are_refused() {
+    let causal = || diffusion_folder("llama", "LlamaForCausalLM", "<|mask|>");
+    let hints = [("jacobi.json", r#"{"n": 8}"#), ("diffusion.json", r#"{"block_length": 8}"#)];
+    for (folder, refused) in [(a2d_folder("mdlm"), 0), (causal(), 1)] {
+        for (index, (name, text)) in hints.into_iter().enumerate() {
+            write(folder.path(), name, text);
+            let loaded = load_folder(folder.path());
+            fs::remove_file(folder.path().join(name)).expect("removable");
+            match loaded {
+                Ok(_) => assert_ne!(index, refused, "{name}"),
+                Err(error) => {
+                    assert_eq!(index, refused, "{name}: {error}");
+                    assert!(error.to_string().contains(name), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn only_an_a2d_model_takes_a_head_that_its_config_denies() {
     let num_params = |name, architecture, weights: &[common::Weight]| {
         let folder = diffusion_folder(name, architecture, "<|mask|>");

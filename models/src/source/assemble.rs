@@ -110,6 +110,15 @@ fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelEr
         Some(mask) => tokenizer.with_mask(mask, &origin)?,
         None => tokenizer,
     };
+    let misplaced = match config.family.is_diffusion() {
+        true => jacobi.as_ref().map(|_| "a width for Jacobi decoding (`jacobi.json`)"),
+        false => (diffusion != DiffusionHints::default()).then_some("lengths for diffusion (`diffusion.json`)"),
+    };
+    if let Some(what) = misplaced {
+        let family = config.family.name();
+        let reason = format!("the model comes with {what}, and the family `{family}` is not decoded that way");
+        return Err(ModelError::BadConfig { origin, reason });
+    }
     if config.family.is_diffusion() {
         generation.temperature.get_or_insert(0.0);
     }

@@ -122,12 +122,15 @@ const EVEN: Mix = [40, 18, 20, 8, 14];
 /// More of the word problems, once the others are learnt.
 const HARD: Mix = [60, 12, 12, 6, 10];
 
+/// More of what consistency training unlearns first: the word problems, and the sentences of which few repeat.
+const WEAK: Mix = [44, 12, 14, 20, 10];
+
 static AR: [Stage; 3] = [
     Stage { name: "ar-1", kind: Kind::Ar, from: None, steps: 1000, learning_rate: 4e-3, seed: 1, mix: EVEN },
     Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2, mix: EVEN },
     Stage { name: "ar-3", kind: Kind::Ar, from: Some("ar-2"), steps: 700, learning_rate: 2e-3, seed: 3, mix: HARD },
 ];
-static CLLM: [Stage; 2] = [
+static CLLM: [Stage; 3] = [
     Stage {
         name: "cllm",
         kind: Kind::Consistency(WINDOW_LEN),
@@ -146,24 +149,44 @@ static CLLM: [Stage; 2] = [
         seed: 2,
         mix: EVEN,
     },
+    Stage {
+        name: "cllm-3",
+        kind: Kind::Consistency(WINDOW_LEN),
+        from: Some("cllm-2"),
+        steps: 800,
+        learning_rate: 1e-3,
+        seed: 3,
+        mix: WEAK,
+    },
 ];
-static BLOCK: [Stage; 1] = [Stage {
-    name: "block",
-    kind: Kind::Blocks(UNIT_LEN),
-    from: Some("cllm-2"),
-    steps: 3000,
-    learning_rate: 3e-3,
-    seed: 1,
-    mix: EVEN,
-}];
+static BLOCK: [Stage; 2] = [
+    Stage {
+        name: "block",
+        kind: Kind::Blocks(UNIT_LEN),
+        from: Some("cllm-2"),
+        steps: 3000,
+        learning_rate: 3e-3,
+        seed: 1,
+        mix: EVEN,
+    },
+    Stage {
+        name: "block-2",
+        kind: Kind::Blocks(UNIT_LEN),
+        from: Some("block"),
+        steps: 2000,
+        learning_rate: 2.5e-3,
+        seed: 2,
+        mix: HARD,
+    },
+];
 static DIFFUSION: [Stage; 1] = [Stage {
     name: "diffusion",
     kind: Kind::Full(CANVAS_BLOCK_LEN),
-    from: Some("block"),
-    steps: 1400,
-    learning_rate: 2e-3,
+    from: Some("block-2"),
+    steps: 4000,
+    learning_rate: 3e-3,
     seed: 1,
-    mix: HARD,
+    mix: EVEN,
 }];
 
 /// How the command runs a stage, whatever the stage.
