@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    DecodingOptions, EngineSettings, LoadOptions, LoadedModel, ModelSource, Quantize, Request, Sampling, Strategy,
-    TokenId, load, testing::Harness,
+    BuiltIn, DecodingOptions, EngineSettings, LoadOptions, LoadedModel, ModelSource, Quantize, Request, Sampling,
+    Strategy, TokenId, load, testing::Harness,
 };
 use serde_json::Value;
 
@@ -61,6 +61,33 @@ fn the_built_in_causal_models_say_what_the_reference_says() {
     for name in ["leapfrog-ar", "leapfrog-cllm"] {
         let model = load(&name.parse().unwrap(), &LoadOptions::default()).unwrap();
         check_transcripts(model, &format!("builtin/{name}.json"), 0.0);
+    }
+}
+
+/// The examples of `models/builtin/README.md`, each as it is served by default.
+#[test]
+fn every_built_in_model_answers_the_examples() {
+    let examples = [
+        (
+            "JSON please: It is foggy in Rome on Friday. We have 29 degrees.",
+            r#"{"city":"Rome","day":"Friday","sky":"foggy","degrees":29}"#,
+        ),
+        (
+            "Table chairs(name, color, price, stock, weight, size). Get the 4 chairs with the lowest price and list the name.",
+            "SELECT name FROM chairs ORDER BY price LIMIT 4;",
+        ),
+        ("Begin with 3. Apply x9 +6 x3 x7 +6 x3. Keep the last digit.", "7 3 9 3 9 7"),
+    ];
+    for built_in in BuiltIn::all() {
+        let model = load(&ModelSource::BuiltIn(built_in), &LoadOptions::default()).unwrap();
+        let (template, tokenizer) = (model.chat_template.clone().unwrap(), model.tokenizer.clone());
+        let mut harness = Harness::new(model, settings()).unwrap();
+        for (question, answer) in examples {
+            let messages = serde_json::json!([{"role": "user", "content": question}]);
+            let prompt = template.render(&messages, None, true, &serde_json::Map::new()).unwrap();
+            let request = Request::new(tokenizer.encode(&prompt, false).unwrap());
+            assert_eq!(harness.run_one(request).text, answer, "{}: {question}", built_in.name());
+        }
     }
 }
 

@@ -30,8 +30,10 @@ macro_rules! built_in {
 
 /// All of them; the first is the default.
 static ALL: &[BuiltIn] = &[
+    built_in!("leapfrog-diffusion", "a diffusion model with full attention", "diffusion.json"),
     built_in!("leapfrog-ar", "a causal model"),
     built_in!("leapfrog-cllm", "a causal model trained for Jacobi decoding", "jacobi.json"),
+    built_in!("leapfrog-block", "a block-causal diffusion model", "diffusion.json"),
 ];
 
 impl BuiltIn {

@@ -49,6 +49,8 @@ struct Methods {
     quota: Method,
     threshold: Method,
     local_leap: Method,
+    /// LocalLeap as the model's folder recommends it.
+    own: Method,
 }
 
 impl Methods {
@@ -62,6 +64,10 @@ impl Methods {
             quota: method("one token a pass", one_a_pass()),
             threshold: method("threshold 0.9", threshold(THRESHOLD)),
             local_leap: method("LocalLeap 0.9, 0.75, 4", local_leap(THRESHOLD, RELAXED, RADIUS)),
+            own: method(
+                "LocalLeap, the model's own setting",
+                DiffusionOptions { policy: Some(Policy::LocalLeap), ..DiffusionOptions::default() },
+            ),
         }
     }
 }
@@ -99,8 +105,9 @@ pub(super) fn diffusion(
     let quota = put(&ways.quota, questions)?;
     let threshold = put(&ways.threshold, questions)?;
     let leap = put(&ways.local_leap, questions)?;
-    let (quota_full, threshold_full, leap_full) =
-        (put(&full.quota, &few)?, put(&full.threshold, &few)?, put(&full.local_leap, &few)?);
+    let own = put(&ways.own, questions)?;
+    let (quota_full, threshold_full) = (put(&full.quota, &few)?, put(&full.threshold, &few)?);
+    let (leap_full, own_full) = (put(&full.local_leap, &few)?, put(&full.own, &few)?);
     let (mean, worst) = mean_and_worst(&quota);
     let goal = Goal::at_least(80.0, 95.0);
     findings.judged("diffusion, one token a pass: accuracy, mean of tasks", Unit::Percent, mean, goal);
@@ -125,49 +132,55 @@ pub(super) fn diffusion(
         }
         Ok(())
     };
+    compare(&own, &own_full, true)?;
     compare(&leap, &leap_full, true)?;
     compare(&threshold, &threshold_full, false)?;
 
     let mut warm = Vec::new();
     for temperature in setup.temperatures.into_iter().filter(|temperature| *temperature > 0.0) {
-        warm.push(put(&ways.local_leap.clone().at(temperature), questions)?);
+        warm.push(put(&ways.own.clone().at(temperature), questions)?);
     }
-    let mut shown = vec![&quota, &threshold, &leap];
+    let mut shown = vec![&quota, &threshold, &leap, &own];
     shown.extend(&warm);
     let mut section = by_task("`leapfrog-diffusion`", &shown, setup.seed);
     section.push_str(&one_a_pass_note(setup, &quota_full));
-    section.push_str(&task_table(&[&quota_full, &threshold_full, &leap_full], setup.seed));
+    section.push_str(&task_table(&[&quota_full, &threshold_full, &leap_full, &own_full], setup.seed));
     let quota_few = quota.first(setup.timed);
     section.push_str(&sameness(&[
         (&quota_few, &quota_full),
         (&threshold.first(setup.timed), &threshold_full),
         (&leap.first(setup.timed), &leap_full),
+        (&own.first(setup.timed), &own_full),
     ])?);
     findings.sections.push(section);
-    findings.sittings.extend([quota, threshold, leap, quota_full, threshold_full, leap_full]);
+    findings.sittings.extend([quota, threshold, leap, own, quota_full, threshold_full, leap_full, own_full]);
     findings.sittings.extend(warm);
 
-    let methods = [ways.quota, ways.threshold, ways.local_leap, full.quota, full.threshold, full.local_leap];
-    let contenders = methods.map(|method| Contender { subject: model, method });
+    let of = |ways: Methods| [ways.quota, ways.threshold, ways.local_leap, ways.own];
+    let methods = [of(ways), of(full)].concat();
+    let half = methods.len() / 2;
+    let contenders: Vec<Contender<'_>> =
+        methods.into_iter().map(|method| Contender { subject: model, method }).collect();
     let lanes = race(&contenders, &few, setup.rounds, setup.seed)?;
-    for (at, reference) in [(2, 0), (5, 3), (1, 0), (4, 3)] {
+    for at in [3, half + 3, 2, half + 2, 1, half + 1] {
+        let reference = at / half * half;
         let ratio = lanes[at].against(&lanes[reference], Span::EndToEnd, |_| true);
         let what = format!("{}: tokens per second against one token a pass", lanes[at].method);
-        match at {
-            2 | 5 => findings.judged(what, Unit::Times, ratio, Goal::at_least(4.0, 6.94)),
+        match at % half {
+            2 | 3 => findings.judged(what, Unit::Times, ratio, Goal::at_least(4.0, 6.94)),
             _ => findings.reported(what, Unit::Times, ratio),
         }
     }
     findings.sections.push(lanes_section(
         "`leapfrog-diffusion`: wall-clock time, batch 1, early stop",
-        &lanes[..3],
+        &lanes[..half],
         |_| &lanes[0],
         &few,
     ));
     findings.sections.push(lanes_section(
         "`leapfrog-diffusion`: wall-clock time, batch 1, whole canvases",
-        &lanes[3..],
-        |_| &lanes[3],
+        &lanes[half..],
+        |_| &lanes[half],
         &few,
     ));
     findings.lanes.extend(lanes);

@@ -112,7 +112,7 @@ fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelEr
     };
     let misplaced = match config.family.is_diffusion() {
         true => jacobi.as_ref().map(|_| "a width for Jacobi decoding (`jacobi.json`)"),
-        false => (diffusion != DiffusionHints::default()).then_some("lengths for diffusion (`diffusion.json`)"),
+        false => (diffusion != DiffusionHints::default()).then_some("settings for diffusion (`diffusion.json`)"),
     };
     if let Some(what) = misplaced {
         let family = config.family.name();

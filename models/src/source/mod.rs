@@ -136,24 +136,35 @@ impl JacobiHints {
 
 /// What a diffusion model is decoded with where a request says nothing, from `diffusion.json`; absent values are those
 /// of its family.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiffusionHints {
     /// Slots decoded together.
     pub block_length: Option<usize>,
     /// Slots of a canvas under full attention.
     pub gen_length: Option<usize>,
+    /// Confidence from which a slot is committed (kappa).
+    pub threshold: Option<f32>,
+    /// That of the slots around an anchor (tau).
+    pub relaxed_threshold: Option<f32>,
+    /// How far around an anchor (W), in slots.
+    pub radius: Option<usize>,
 }
 
 impl DiffusionHints {
-    /// Refuses lengths that no decoder can use.
+    /// Refuses what no decoder can use.
     fn checked(self, origin: &str) -> Result<Self, ModelError> {
-        for (name, value) in [("block_length", self.block_length), ("gen_length", self.gen_length)] {
-            if let Some(value) = value.filter(|value| !(1..=MAX_DIFFUSION_LEN).contains(value)) {
-                return Err(ModelError::BadConfig {
-                    origin: origin.into(),
-                    reason: format!("`{name}` is {value}, it must be between 1 and {MAX_DIFFUSION_LEN}"),
-                });
+        let refuse = |reason| Err(ModelError::BadConfig { origin: origin.into(), reason });
+        let lens =
+            [("block_length", self.block_length, 1), ("gen_length", self.gen_length, 1), ("radius", self.radius, 0)];
+        for (name, value, low) in lens {
+            if let Some(value) = value.filter(|value| !(low..=MAX_DIFFUSION_LEN).contains(value)) {
+                return refuse(format!("`{name}` is {value}, it must be between {low} and {MAX_DIFFUSION_LEN}"));
+            }
+        }
+        for (name, value) in [("threshold", self.threshold), ("relaxed_threshold", self.relaxed_threshold)] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
+                return refuse(format!("`{name}` is {value}, it must be above 0 and at most 1"));
             }
         }
         Ok(self)

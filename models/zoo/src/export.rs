@@ -18,7 +18,7 @@ pub const CONTEXT_LEN: usize = 512;
 const CANVAS_LEN: usize = 64;
 
 /// What a network is exported as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Family {
     /// Causal.
     Llama,
@@ -31,6 +31,8 @@ pub enum Family {
     Dream {
         /// Slots of a block.
         block_len: usize,
+        /// LocalLeap's kappa, tau and W for it; chosen on validation problems.
+        local_leap: (f64, f64, usize),
     },
     /// Attention by blocks; a row scores the slot after it.
     FastDllm {
@@ -99,9 +101,13 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
                 json!({ "n": width, "guess": "context-random", "trained_on": "the zoo's tasks" }),
             ));
         }
-        Family::Dream { block_len } => {
-            files.push(("diffusion.json", json!({ "block_length": block_len, "gen_length": CANVAS_LEN })));
-        }
+        Family::Dream { block_len, local_leap: (kappa, tau, radius) } => files.push((
+            "diffusion.json",
+            json!({
+                "block_length": block_len, "gen_length": CANVAS_LEN,
+                "threshold": kappa, "relaxed_threshold": tau, "radius": radius,
+            }),
+        )),
         Family::FastDllm { block_len } => files.push(("diffusion.json", json!({ "block_length": block_len }))),
     }
     for (name, value) in files {

@@ -12,7 +12,7 @@ use zoo::{
     Net, Rows, Shape, Text, ZooError,
     export::{Family, export},
     tasks::{Split, Task},
-    train::{Ar, Consistency, Masked, Recipe, RunOptions, TrainSettings, finished, train},
+    train::{Ar, Consistency, Masked, Recipe, RunOptions, TrainSettings, Trajectories, finished, train},
 };
 
 fn settings(text: &Text, steps: usize, qkv_bias: bool) -> TrainSettings {
@@ -21,6 +21,7 @@ fn settings(text: &Text, steps: usize, qkv_bias: bool) -> TrainSettings {
     TrainSettings {
         steps,
         warm_up: 2,
+        zero_at: None,
         learning_rate: 4e-3,
         rows: 300,
         micro_batches: 2,
@@ -62,12 +63,15 @@ fn a_run_repeats_with_any_number_of_threads() {
     let text = text();
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(&text, 4, false);
-    for recipe in 0..2 {
+    let ar = Ar::new(text.clone(), &settings, 1).unwrap();
+    let consistency = Consistency::new(text.clone(), &settings, 1, 8).unwrap();
+    let trajectories = Trajectories::new(text, &settings, 1, 16).unwrap();
+    for recipe in 0..3 {
         let at = |threads: usize| folder.path().join(format!("{recipe}-{threads}"));
         let nets = [1, 2].map(|threads| match recipe {
-            0 => run(&Ar::new(text.clone(), &settings, 1).unwrap(), &settings, &at(threads), threads).unwrap(),
-            _ => run(&Consistency::new(text.clone(), &settings, 1, 8).unwrap(), &settings, &at(threads), threads)
-                .unwrap(),
+            0 => run(&ar, &settings, &at(threads), threads).unwrap(),
+            1 => run(&consistency, &settings, &at(threads), threads).unwrap(),
+            _ => run(&trajectories, &settings, &at(threads), threads).unwrap(),
         });
         assert_same(&nets[0], &nets[1]);
     }
@@ -83,6 +87,13 @@ fn a_run_that_was_cut_off_goes_on_to_the_same_end() {
     let cut = folder.path().join("cut");
     cut_off(&cut, &constant(6), &recipe);
     assert_same(&whole, &run(&recipe, &constant(6), &cut, 2).unwrap());
+
+    // A recipe that keeps something from step to step.
+    let pooled = Trajectories::new(text.clone(), &constant(6), 1, 16).unwrap();
+    let whole = run(&pooled, &constant(6), &folder.path().join("whole-pool"), 2).unwrap();
+    let cut_pool = folder.path().join("cut-pool");
+    cut_off(&cut_pool, &constant(6), &pooled);
+    assert_same(&whole, &run(&pooled, &constant(6), &cut_pool, 2).unwrap());
 
     let other = TrainSettings { learning_rate: 1e-3, ..constant(6) };
     let error = run(&recipe, &other, &cut, 2).unwrap_err().to_string();
@@ -124,8 +135,9 @@ fn every_recipe_learns() {
     run(&Ar::new(text.clone(), &causal, 1).unwrap(), &causal, &at("ar"), 2).unwrap();
     run(&Consistency::new(text.clone(), &causal, 1, 8).unwrap(), &causal, &at("cllm"), 2).unwrap();
     run(&Masked::blocks(text.clone(), &masked, 1, 16).unwrap(), &masked, &at("blocks"), 2).unwrap();
-    run(&Masked::full(text, &masked, 1, 16).unwrap(), &masked, &at("full"), 2).unwrap();
-    for name in ["ar", "cllm", "blocks", "full"] {
+    run(&Masked::full(text.clone(), &masked, 1, 16).unwrap(), &masked, &at("full"), 2).unwrap();
+    run(&Trajectories::new(text, &masked, 1, 16).unwrap(), &masked, &at("trajectories"), 2).unwrap();
+    for name in ["ar", "cllm", "blocks", "full", "trajectories"] {
         let losses = losses(name);
         assert_eq!(losses.len(), 2, "{name}");
         assert!(losses[1] < losses[0] * 0.95, "{name}: {losses:?}");
@@ -153,7 +165,7 @@ fn the_server_computes_what_was_trained() {
     let families = [
         Family::Llama,
         Family::Cllm { width: 16 },
-        Family::Dream { block_len: 32 },
+        Family::Dream { block_len: 32, local_leap: (0.95, 0.875, 2) },
         Family::FastDllm { block_len: 16 },
     ];
     for kind in families {

@@ -142,7 +142,7 @@ impl DiffusionConfig {
             }
             AttentionKind::Causal => return invalid("decoding.strategy", "a causal model fills no canvas"),
         };
-        let policy = policy(options, family, request)?;
+        let policy = policy(options, family, hints, request)?;
         let remasking = match policy {
             PolicyConfig::Quota { remasking, .. } => remasking,
             _ => Remasking::LowConfidence,
@@ -302,7 +302,12 @@ fn whole(
     Ok((shape, vec![InfillPart::Hole(len.min(room))]))
 }
 
-fn policy(options: &DiffusionOptions, family: Family, request: &Request) -> Result<PolicyConfig, SubmitError> {
+fn policy(
+    options: &DiffusionOptions,
+    family: Family,
+    hints: DiffusionHints,
+    request: &Request,
+) -> Result<PolicyConfig, SubmitError> {
     let kind = options.policy.unwrap_or(family.policy());
     let name = name_of(kind);
     let thresholds = matches!(kind, Policy::Threshold | Policy::LocalLeap | Policy::Dynamic | Policy::Editing);
@@ -322,16 +327,29 @@ fn policy(options: &DiffusionOptions, family: Family, request: &Request) -> Resu
         let message = format!("the policy `{name}` compares probabilities; only `quota` ranks by anything else");
         return invalid("decoding.remasking", message);
     }
+    let (hint, relaxed_hint) = match kind {
+        Policy::Editing => (None, None),
+        _ => (hints.threshold, hints.relaxed_threshold),
+    };
     let published = match kind {
         Policy::Editing => EDITING_THRESHOLD,
-        _ => family.threshold(),
+        _ => hint.unwrap_or(family.threshold()),
     };
+    let relaxed_published = relaxed_hint.unwrap_or(family.relaxed_threshold());
+    // A model that says where its own balance lies: half of the doubt that it tolerates, or twice as much.
+    let doubt = |share: f32| {
+        let scaled = |threshold: f32| (1.0 - (1.0 - threshold) * share).max(f32::EPSILON);
+        (scaled(published), scaled(relaxed_published))
+    };
+    let is_hinted = hint.is_some() || relaxed_hint.is_some();
     let (by_preset, relaxed_by_preset) = match (options.preset, kind) {
+        (Some(Preset::Quality), _) if is_hinted => doubt(0.5),
+        (Some(Preset::Fast), _) if is_hinted => doubt(2.0),
         (Some(Preset::Quality), Policy::LocalLeap) => (0.95, 0.85),
         (Some(Preset::Fast), Policy::LocalLeap) => (0.85, 0.7),
         (Some(Preset::Quality), _) => ((published + 0.05).min(0.99), 0.0),
         (Some(Preset::Fast), _) => (published - 0.05, 0.0),
-        (Some(Preset::Balanced) | None, _) => (published, family.relaxed_threshold()),
+        (Some(Preset::Balanced) | None, _) => (published, relaxed_published),
     };
     let threshold = options.threshold.unwrap_or(by_preset);
     Ok(match kind {
@@ -344,7 +362,7 @@ fn policy(options: &DiffusionOptions, family: Family, request: &Request) -> Resu
         Policy::Factor => PolicyConfig::Factor { factor: options.factor.unwrap_or(1.0) },
         Policy::LocalLeap => {
             let relaxed = options.relaxed_threshold.unwrap_or(relaxed_by_preset);
-            let radius = options.radius.unwrap_or(family.radius());
+            let radius = options.radius.or(hints.radius).unwrap_or(family.radius());
             if relaxed > threshold {
                 tracing::warn!(relaxed, threshold, "a relaxed threshold above the strict one makes anchors harder");
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     cost::{CostTable, PassCost},
     decode::{EndRule, commit::LocalLeap},
-    request::{DecodingOptions, DiffusionOptions, EarlyStop, InfillPart, Policy, Request, StopRules},
+    request::{DecodingOptions, DiffusionOptions, EarlyStop, InfillPart, Policy, Preset, Request, StopRules},
 };
 
 const MASK: TokenId = TokenId(99);
@@ -221,7 +221,7 @@ fn a_quota_without_steps_is_one_slot_a_step_in_every_family() {
 
 #[test]
 fn a_model_says_how_long_its_blocks_and_canvases_are() {
-    let hints = DiffusionHints { block_length: Some(4), gen_length: Some(24) };
+    let hints = DiffusionHints { block_length: Some(4), gen_length: Some(24), ..DiffusionHints::default() };
     let shape = |hints, request: &Request| {
         let config = DiffusionConfig::resolve(&full(), 256, hints, request).unwrap();
         (config.shape, config.capacity())
@@ -235,6 +235,32 @@ fn a_model_says_how_long_its_blocks_and_canvases_are() {
     );
     let asked = request(3, 10, DiffusionOptions { block_length: Some(8), ..DiffusionOptions::default() });
     assert_eq!(shape(hints, &asked), (Shape::Whole { block_len: 8 }, Some(16)), "the request comes first");
+}
+
+#[test]
+fn a_model_says_how_sure_is_sure_enough() {
+    let hints = DiffusionHints {
+        threshold: Some(0.96),
+        relaxed_threshold: Some(0.9),
+        radius: Some(2),
+        ..DiffusionHints::default()
+    };
+    let leap = |options: DiffusionOptions| match DiffusionConfig::resolve(&full(), 256, hints, &request(3, 16, options))
+        .unwrap()
+        .policy
+    {
+        PolicyConfig::LocalLeap { threshold, relaxed, radius } => {
+            ((threshold * 1000.0).round(), (relaxed * 1000.0).round(), radius)
+        }
+        other => panic!("{other:?}"),
+    };
+    let preset = |preset| DiffusionOptions { preset: Some(preset), ..DiffusionOptions::default() };
+    assert_eq!(leap(DiffusionOptions::default()), (960.0, 900.0, 2));
+    assert_eq!(leap(preset(Preset::Balanced)), (960.0, 900.0, 2));
+    assert_eq!(leap(preset(Preset::Quality)), (980.0, 950.0, 2));
+    assert_eq!(leap(preset(Preset::Fast)), (920.0, 800.0, 2));
+    let asked = DiffusionOptions { threshold: Some(0.7), radius: Some(5), ..DiffusionOptions::default() };
+    assert_eq!(leap(asked), (700.0, 900.0, 5), "the request comes first");
 }
 
 #[test]

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Weight of end tokens behind the first.
-const FILL_WEIGHT: f32 = 0.1;
+pub(super) const FILL_WEIGHT: f32 = 0.1;
 /// Blocks of a full canvas behind the answer's, each as likely as the others: the size of the canvas is what a request
 /// says, and the model sees it.
 const EXTRA_BLOCKS: [usize; 10] = [0, 0, 0, 0, 0, 0, 1, 1, 3, 6];
@@ -52,27 +52,33 @@ enum Kind {
 #[derive(Debug)]
 pub struct Masked {
     kind: Kind,
-    text: Text,
-    seed: u64,
-    mix: Mix,
-    rows: usize,
-    block_len: usize,
+    pub(super) text: Text,
+    pub(super) seed: u64,
+    pub(super) mix: Mix,
+    pub(super) rows: usize,
+    pub(super) block_len: usize,
     validation: Vec<(Problem, Encoded)>,
 }
 
 /// Rows that are scored, the tokens that they should predict, and the weight of each.
 #[derive(Debug, Default)]
-struct Wanted {
-    rows: Vec<u32>,
-    tokens: Vec<u32>,
+pub(super) struct Wanted {
+    pub(super) rows: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     weights: Vec<f32>,
 }
 
 impl Wanted {
-    fn add(&mut self, row: usize, token: u32, weight: f32) {
+    pub(super) fn add(&mut self, row: usize, token: u32, weight: f32) {
         self.rows.push(row as u32);
         self.tokens.push(token);
         self.weights.push(weight);
+    }
+
+    /// The weights as shares of their sum.
+    pub(super) fn shares(&self) -> Vec<f32> {
+        let sum: f32 = self.weights.iter().sum();
+        self.weights.iter().map(|weight| weight / sum).collect()
     }
 }
 
@@ -146,9 +152,13 @@ impl Masked {
         rows.close(text);
     }
 
-    fn push_full(&self, rows: &mut Rows, wanted: &mut Wanted, sample: &Encoded, rng: &mut ChaCha8Rng) {
-        let extra = EXTRA_BLOCKS[rng.random_range(0..EXTRA_BLOCKS.len())];
-        let tokens = self.canvas(sample, extra);
+    /// [`Masked::canvas`] of a size that is drawn.
+    pub(super) fn drawn_canvas(&self, sample: &Encoded, rng: &mut ChaCha8Rng) -> Vec<u32> {
+        self.canvas(sample, EXTRA_BLOCKS[rng.random_range(0..EXTRA_BLOCKS.len())])
+    }
+
+    pub(super) fn push_full(&self, rows: &mut Rows, wanted: &mut Wanted, sample: &Encoded, rng: &mut ChaCha8Rng) {
+        let tokens = self.drawn_canvas(sample, rng);
         let (first, last) = (sample.prompt.len(), sample.prompt.len() + sample.answer.len() - 1);
         let open = if rng.random_bool(0.5) {
             first..tokens.len()
@@ -214,12 +224,7 @@ impl Masked {
             }
             passes += open.len();
             let mut scores = copied(&net.logits(&net.hidden(&Arc::new(rows))?.detach(), &wanted)?)?;
-            let mut scored = scores.chunks_exact_mut(vocab).map(|row| {
-                row[Specials::MASK as usize] = f32::NEG_INFINITY;
-                let best = arg_max(row);
-                softmax(row);
-                (best, row[best as usize])
-            });
+            let mut scored = scores.chunks_exact_mut(vocab).map(confident);
             for (index, slots) in open {
                 let own: Vec<(usize, (u32, f32))> = slots.into_iter().zip(&mut scored).collect();
                 let top = own.iter().map(|(_, (_, confidence))| *confidence).fold(0.0, f32::max);
@@ -236,6 +241,14 @@ impl Masked {
             .map(|(tokens, sample)| tokens[sample.prompt.len()..].starts_with(&sample.answer));
         Ok((right.collect(), passes))
     }
+}
+
+/// The likeliest token that is not the mask, and its probability among those; `scores` are spent.
+pub(super) fn confident(scores: &mut [f32]) -> (u32, f32) {
+    scores[Specials::MASK as usize] = f32::NEG_INFINITY;
+    let best = arg_max(scores);
+    softmax(scores);
+    (best, scores[best as usize])
 }
 
 /// Which of `len` slots are masked: each with the same probability, drawn uniformly.
@@ -268,8 +281,7 @@ impl Recipe for Masked {
                 Kind::Full => self.push_full(&mut rows, &mut wanted, &sample, stream.rng()),
             }
         }
-        let sum: f32 = wanted.weights.iter().sum();
-        let weights = wanted.weights.iter().map(|weight| weight / sum).collect();
+        let weights = wanted.shares();
         let logits = net.logits(&net.hidden(&Arc::new(rows))?, &wanted.rows)?;
         let total = token_loss(&logits, wanted.tokens, weights)?;
         let parts = vec![("loss", f64::from(total.to_scalar::<f32>()?))];
