@@ -69,6 +69,10 @@ fn the_built_in_causal_models_say_what_the_reference_says() {
 fn every_built_in_model_answers_the_examples() {
     let examples = [
         (
+            "Emma gets 8 jars with 3 rolls in each. Then she eats half of them. How many rolls does she have in the end?",
+            "That is 8*3=24 rolls. Then 24/2=12 are left.\n#### 12",
+        ),
+        (
             "JSON please: It is foggy in Rome on Friday. We have 29 degrees.",
             r#"{"city":"Rome","day":"Friday","sky":"foggy","degrees":29}"#,
         ),
