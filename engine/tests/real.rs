@@ -80,6 +80,10 @@ fn every_built_in_model_answers_the_examples() {
             "Table chairs(name, color, price, stock, weight, size). Get the 4 chairs with the lowest price and list the name.",
             "SELECT name FROM chairs ORDER BY price LIMIT 4;",
         ),
+        (
+            "What can you do?",
+            "I can solve short word problems, turn a sentence into JSON and write simple SQL queries.",
+        ),
         ("Begin with 3. Apply x9 +6 x3 x7 +6 x3. Keep the last digit.", "7 3 9 3 9 7"),
     ];
     for built_in in BuiltIn::all() {

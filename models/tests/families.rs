@@ -267,6 +267,25 @@ fn hints_for_another_way_of_decoding_are_refused() {
 }
 
 #[test]
+fn recommendations_that_no_decoder_can_use_are_refused() {
+    let folder = a2d_folder("mdlm");
+    for (name, bad) in [
+        ("block_length", "0"),
+        ("gen_length", "100000"),
+        ("radius", "5000"),
+        ("threshold", "0.0"),
+        ("threshold", "1.5"),
+        ("relaxed_threshold", "-0.1"),
+    ] {
+        write(folder.path(), "diffusion.json", &format!(r#"{{"{name}": {bad}}}"#));
+        let error = load_folder(folder.path()).expect_err("refused").to_string();
+        assert!(error.contains(&format!("`{name}` is")) && error.contains("diffusion.json"), "{error}");
+    }
+    write(folder.path(), "diffusion.json", r#"{"radius": 0, "threshold": 1.0, "relaxed_threshold": 0.0}"#);
+    assert!(load_folder(folder.path()).is_ok());
+}
+
+#[test]
 fn only_an_a2d_model_takes_a_head_that_its_config_denies() {
     let num_params = |name, architecture, weights: &[common::Weight]| {
         let folder = diffusion_folder(name, architecture, "<|mask|>");

@@ -162,10 +162,11 @@ impl DiffusionHints {
                 return refuse(format!("`{name}` is {value}, it must be between {low} and {MAX_DIFFUSION_LEN}"));
             }
         }
-        for (name, value) in [("threshold", self.threshold), ("relaxed_threshold", self.relaxed_threshold)] {
-            if let Some(value) = value.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
-                return refuse(format!("`{name}` is {value}, it must be above 0 and at most 1"));
-            }
+        if let Some(value) = self.threshold.filter(|value| !(*value > 0.0 && *value <= 1.0)) {
+            return refuse(format!("`threshold` is {value}, it must be above 0 and at most 1"));
+        }
+        if let Some(value) = self.relaxed_threshold.filter(|value| !(0.0..=1.0).contains(value)) {
+            return refuse(format!("`relaxed_threshold` is {value}, it must be between 0 and 1"));
         }
         Ok(self)
     }

@@ -114,8 +114,6 @@ pub struct Stage {
     pub from: Option<&'static str>,
     /// Steps.
     pub steps: usize,
-    /// See [`TrainSettings::zero_at`].
-    pub zero_at: Option<usize>,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Seed of the data, and of random weights.
@@ -128,41 +126,13 @@ pub struct Stage {
 const EVEN: Mix = [40, 18, 20, 8, 14];
 /// More of the word problems, once the others are learnt.
 const HARD: Mix = [60, 12, 12, 6, 10];
-
 /// More of what consistency training unlearns first: the word problems, and the sentences of which few repeat.
 const WEAK: Mix = [44, 12, 14, 20, 10];
 
 static AR: [Stage; 3] = [
-    Stage {
-        name: "ar-1",
-        kind: Kind::Ar,
-        from: None,
-        steps: 1000,
-        zero_at: None,
-        learning_rate: 4e-3,
-        seed: 1,
-        mix: EVEN,
-    },
-    Stage {
-        name: "ar-2",
-        kind: Kind::Ar,
-        from: Some("ar-1"),
-        steps: 900,
-        zero_at: None,
-        learning_rate: 2e-3,
-        seed: 2,
-        mix: EVEN,
-    },
-    Stage {
-        name: "ar-3",
-        kind: Kind::Ar,
-        from: Some("ar-2"),
-        steps: 700,
-        zero_at: None,
-        learning_rate: 2e-3,
-        seed: 3,
-        mix: HARD,
-    },
+    Stage { name: "ar-1", kind: Kind::Ar, from: None, steps: 1000, learning_rate: 4e-3, seed: 1, mix: EVEN },
+    Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2, mix: EVEN },
+    Stage { name: "ar-3", kind: Kind::Ar, from: Some("ar-2"), steps: 700, learning_rate: 2e-3, seed: 3, mix: HARD },
 ];
 static CLLM: [Stage; 3] = [
     Stage {
@@ -170,7 +140,6 @@ static CLLM: [Stage; 3] = [
         kind: Kind::Consistency(WINDOW_LEN),
         from: Some("ar-3"),
         steps: 2000,
-        zero_at: None,
         learning_rate: 3e-3,
         seed: 1,
         mix: HARD,
@@ -180,7 +149,6 @@ static CLLM: [Stage; 3] = [
         kind: Kind::Consistency(WINDOW_LEN),
         from: Some("cllm"),
         steps: 900,
-        zero_at: None,
         learning_rate: 1.2e-3,
         seed: 2,
         mix: EVEN,
@@ -190,7 +158,6 @@ static CLLM: [Stage; 3] = [
         kind: Kind::Consistency(WINDOW_LEN),
         from: Some("cllm-2"),
         steps: 500,
-        zero_at: None,
         learning_rate: 6e-4,
         seed: 3,
         mix: WEAK,
@@ -202,7 +169,6 @@ static BLOCK: [Stage; 2] = [
         kind: Kind::Blocks(UNIT_LEN),
         from: Some("cllm-2"),
         steps: 3000,
-        zero_at: None,
         learning_rate: 3e-3,
         seed: 1,
         mix: EVEN,
@@ -212,7 +178,6 @@ static BLOCK: [Stage; 2] = [
         kind: Kind::Blocks(UNIT_LEN),
         from: Some("block"),
         steps: 2000,
-        zero_at: None,
         learning_rate: 2.5e-3,
         seed: 2,
         mix: HARD,
@@ -225,7 +190,6 @@ static DIFFUSION: [Stage; 2] = [
         kind: Kind::Full(CANVAS_BLOCK_LEN),
         from: Some("block-2"),
         steps: 1200,
-        zero_at: None,
         learning_rate: 7e-4,
         seed: 1,
         mix: EVEN,
@@ -235,7 +199,6 @@ static DIFFUSION: [Stage; 2] = [
         kind: Kind::Trajectories(CANVAS_BLOCK_LEN),
         from: Some("diffusion"),
         steps: 700,
-        zero_at: None,
         learning_rate: 4e-4,
         seed: 2,
         mix: EVEN,
@@ -264,7 +227,6 @@ impl Stage {
         TrainSettings {
             steps: self.steps,
             warm_up: 40,
-            zero_at: self.zero_at,
             learning_rate: self.learning_rate,
             rows: ROWS,
             micro_batches: 2,

@@ -21,7 +21,6 @@ fn settings(text: &Text, steps: usize, qkv_bias: bool) -> TrainSettings {
     TrainSettings {
         steps,
         warm_up: 2,
-        zero_at: None,
         learning_rate: 4e-3,
         rows: 300,
         micro_batches: 2,

@@ -35,11 +35,8 @@ use crate::{Net, Optimizer, Shape, ZooError};
 pub struct TrainSettings {
     /// Steps of the whole run.
     pub steps: usize,
-    /// Steps over which the learning rate rises to its peak; it falls linearly from there.
+    /// Steps over which the learning rate rises to its peak; it falls linearly to zero from there to the end.
     pub warm_up: usize,
-    /// Where it would reach zero; at the last step if left out. A run that another one goes on from may end earlier.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zero_at: Option<usize>,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Rows of a micro-batch, roughly.
@@ -131,8 +128,7 @@ pub fn train<R: Recipe>(
         if !loss.is_finite() {
             return Err(ZooError::Diverged { step, loss: loss as f32 });
         }
-        let zero_at = settings.zero_at.unwrap_or(settings.steps).max(settings.steps);
-        let left = (zero_at - step) as f64 / (zero_at - settings.warm_up.min(zero_at - 1)) as f64;
+        let left = (settings.steps - step) as f64 / (settings.steps - settings.warm_up.min(settings.steps - 1)) as f64;
         let rate = settings.learning_rate * left.min((step + 1) as f64 / settings.warm_up.max(1) as f64);
         let norm = optimizer.step(net.parameters(), &grads, rate, MAX_NORM, options.threads)?;
         log.add(
