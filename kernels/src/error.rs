@@ -115,6 +115,20 @@ pub enum KernelError {
         /// The count.
         what: &'static str,
     },
+    /// A number that an op is not defined for.
+    #[error("{op}: `{what}` must be {expected}, got {got} at index {index}")]
+    Domain {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Where the number stands; 0 if it stands alone.
+        index: usize,
+        /// The numbers allowed, in words.
+        expected: &'static str,
+        /// The number given.
+        got: f32,
+    },
     /// Query heads that do not divide among the key-value heads.
     #[error("{heads} query heads do not divide among {kv_heads} key-value heads")]
     HeadGroups {

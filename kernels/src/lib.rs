@@ -5,6 +5,8 @@
 //! | [`PackedLinear`] | `[rows, in] -> [rows, out]`, weights f32 or ggml blocks | `ops/linear/reference.rs` |
 //! | [`write_kv`] | `[rows, kv_heads, head_dim]` into `[pages, kv_heads, page_len, head_dim]` | `ops/attention/reference.rs` |
 //! | [`attention`] | `[rows, heads, head_dim]` over pages `-> [rows, heads * head_dim]` | `ops/attention/reference.rs` |
+//! | [`lla`] | as [`attention`], values may have a size of their own | `ops/lla/reference.rs` |
+//! | [`parallax`] | as [`lla`], with a probe `[rows, heads, key_dim]` | `ops/lla/reference.rs` |
 //! | [`swiglu`] | `[rows, 2 * ffn] -> [rows, ffn]` | `ops/swiglu/reference.rs` |
 //! | [`rms_norm`] | `[.., dim] -> [.., dim]` | `ops/rms_norm/reference.rs` |
 //! | [`rope`] | `[rows, heads, head_dim]`, same shape out; all features of a head or its first ones | `ops/rope/reference.rs` |
@@ -27,6 +29,9 @@ pub use error::KernelError;
 pub use ops::{
     attention::{AttentionPlan, PlanRow, attention, write_kv},
     linear::{ActivationBits, GgmlType, PackedLinear, WeightFormat, dequantize},
+    lla::{
+        LlaDetails, LlaOutput, LlaPlan, LlaReport, LlaRow, LlaSequence, LlaSettings, LlaSolver, Ridge, lla, parallax,
+    },
     rms_norm::rms_norm,
     rope::rope,
     swiglu::swiglu,
@@ -37,6 +42,7 @@ pub mod reference {
     pub use crate::ops::{
         attention::reference::{HeadShape, attention, write_kv},
         linear::reference::linear,
+        lla::reference::{LlaGradients, LlaInputs, LlaShape, LlaSolution, lla, lla_gradients, parallax},
         rms_norm::reference::rms_norm,
         rope::reference::{RopeShape, rope},
         swiglu::reference::swiglu,

@@ -5,6 +5,7 @@
 mod attention;
 mod elementwise;
 mod linear;
+mod lla;
 
 use kernels::arch::CpuLevel;
 

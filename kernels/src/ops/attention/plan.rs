@@ -86,6 +86,11 @@ impl AttentionPlan {
         &self.inner.tables[row.table]
     }
 
+    /// All page tables.
+    pub(crate) fn tables(&self) -> &[Vec<u32>] {
+        &self.inner.tables
+    }
+
     /// One past the largest page of any table.
     pub(crate) fn page_end(&self) -> usize {
         self.inner.page_end
