@@ -42,8 +42,7 @@ fn measure(dim: usize, rows: usize, context: usize, ridge: f32) {
     let plan = LlaPlan::from_attention(&attention_plan, None);
     let ridge = vec![ridge; num_heads];
     let scale = (dim as f32).sqrt().recip();
-    let settings =
-        LlaSettings { scale, ridge: Ridge::PerHead(&ridge), solver: LlaSolver::default(), details: false };
+    let settings = LlaSettings { scale, ridge: Ridge::PerHead(&ridge), solver: LlaSolver::default(), details: false };
     let repeats = if rows > 64 { 2 } else { 20 };
     let best = |body: &dyn Fn() -> Tensor| {
         let mut best = Duration::MAX;

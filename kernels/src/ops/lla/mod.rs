@@ -53,8 +53,10 @@ pub struct LlaSolver {
 }
 
 impl Default for LlaSolver {
+    /// A residual of 1e-5. Without rounding a query would need no more steps than it has dimensions or keys, and one; in
+    /// f32 it can take twice as many at small ridges, so the limit is twice the usual largest head.
     fn default() -> Self {
-        Self { tolerance: 1e-5, max_iterations: 64 }
+        Self { tolerance: 1e-5, max_iterations: 256 }
     }
 }
 

@@ -80,7 +80,7 @@ fn outputs_are_linear_in_the_values_and_constants_pass_through() {
     };
     let mapped = Case { values: apply(&case.values), ..case.clone() };
     let expected = apply(&case.outputs());
-    assert_within(vector_error(&wide(&mapped.outputs()), &wide(&expected), 8), 2e-5, "V B + c");
+    assert_within(vector_error(&wide(&mapped.outputs()), &wide(&expected), 8), TOLERANCE, "V B + c");
 }
 
 #[test]
@@ -105,9 +105,9 @@ fn the_order_and_the_number_of_copies_of_the_keys_do_not_matter() {
         (0..len).flat_map(|at| from[at * 10 % len * dim..][..dim].to_vec()).collect()
     };
     let permuted = Case { keys: permute(&case.keys, 16), values: permute(&case.values, 8), ..case.clone() };
-    assert_within(vector_error(&wide(&permuted.outputs()), &expected, 8), 2e-5, "permuted");
+    assert_within(vector_error(&wide(&permuted.outputs()), &expected, 8), TOLERANCE, "permuted");
     let twice = Case { plan: plan(2 * len), keys: case.keys.repeat(2), values: case.values.repeat(2), ..case };
-    assert_within(vector_error(&wide(&twice.outputs()), &expected, 8), 2e-5, "twice");
+    assert_within(vector_error(&wide(&twice.outputs()), &expected, 8), TOLERANCE, "twice");
 }
 
 #[test]
