@@ -30,7 +30,8 @@ pub use ops::{
     attention::{AttentionPlan, PlanRow, attention, write_kv},
     linear::{ActivationBits, GgmlType, PackedLinear, WeightFormat, dequantize},
     lla::{
-        LlaDetails, LlaOutput, LlaPlan, LlaReport, LlaRow, LlaSequence, LlaSettings, LlaSolver, Ridge, lla, parallax,
+        LlaDetails, LlaOutput, LlaPlan, LlaReport, LlaRow, LlaSequence, LlaSettings, LlaSolver, ParallaxOutput, Ridge,
+        lla, parallax,
     },
     rms_norm::rms_norm,
     rope::rope,

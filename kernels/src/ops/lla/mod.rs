@@ -2,10 +2,11 @@
 //! values. [`reference`] has the equations.
 //!
 //! No matrix of a query is ever formed. Its system is solved by conjugate gradients, whose steps are the same products
-//! with the keys as attention itself, and a query leaves as soon as its residual is small. Prefill and decoding are one
-//! algorithm, so a row has the same bits alone, in a chunk, and in a prompt: second moments of the keys, which cost a GPU
-//! fewer trips over the cache when rows are few, would give a row other bits there than in a long batch, and on a CPU
-//! they take more products than the usual handful of steps.
+//! with the keys as attention itself, and a query leaves as soon as its residual is small.
+//!
+//! Prefill and decoding are one algorithm, so that a row has the same bits alone, in a chunk and in a prompt. The
+//! alternative for few rows is to sum the second moments of the keys once and to solve a dense system: it would give a row
+//! other bits there than in a long batch, and takes as many products as `key_dim / 4` steps, where a handful is usual.
 
 use candle_core::{Device, Storage, Tensor};
 
@@ -84,6 +85,15 @@ pub struct LlaOutput {
     pub details: Option<LlaDetails>,
 }
 
+/// What [`parallax`] returns.
+#[derive(Debug, Clone)]
+pub struct ParallaxOutput {
+    /// `[rows, heads * value_dim]`
+    pub output: Tensor,
+    /// Queries (heads of rows) that returned softmax attention because their probe, or its output, was not finite.
+    pub fallbacks: usize,
+}
+
 /// Local linear attention ("Local Linear Attention", arXiv:2510.01450): the output of a query is the value, at the query,
 /// of the affine function of the keys that fits the values best under the softmax weights of the query, with the ridge
 /// as penalty on the slope. Softmax attention is the same with a slope of zero, and the limit of a large ridge.
@@ -115,7 +125,7 @@ pub fn lla(
     check_number(OP, "ridge", ridge, "finite and above zero", |x| x > 0.0)?;
     let probe = ProbeSource::Solve { ridge: settings.ridge, tolerance, max_iterations };
     let found = run(OP, q, (keys, values), plan, (shape, settings.scale, probe))?;
-    let report = LlaReport::of(&found, settings.ridge, shape);
+    let report = LlaReport::of(&found, settings.ridge, plan.num_rows(), shape);
     let details = settings.details.then(|| LlaDetails::of(&found, plan.num_rows(), shape));
     Ok(LlaOutput { output: scatter(&found, plan, shape)?, report, details })
 }
@@ -123,15 +133,15 @@ pub fn lla(
 /// Attention with a slope that the caller gives ("Parallax", arXiv:2605.29157): the last pass of [`lla`] with `probe`,
 /// `[rows, heads, key_dim]`, in the place of the solution. With `p_j` the softmax weights of a query, `kbar` and `vbar`
 /// the means of keys and values under them, and `x` its probe, the output is
-/// `vbar - sum_j p_j <x, k_j - kbar> v_j`. Shapes, errors and treatment of what is not seen or overflows are those of
-/// [`lla`].
+/// `vbar - sum_j p_j <x, k_j - kbar> v_j`. Shapes, errors and the treatment of what is not seen or not finite are those
+/// of [`lla`].
 pub fn parallax(
     q: &Tensor,
     probe: &Tensor,
     (keys, values): (&Tensor, &Tensor),
     plan: &LlaPlan,
     scale: f32,
-) -> Result<Tensor, KernelError> {
+) -> Result<ParallaxOutput, KernelError> {
     let shape = check(PARALLAX_OP, q, (keys, values), plan, scale)?;
     check_f32(PARALLAX_OP, "probe", probe)?;
     if probe.dims() != q.dims() {
@@ -140,7 +150,9 @@ pub fn parallax(
     let found = on_host(PARALLAX_OP, "probe", probe, |probe| {
         run(PARALLAX_OP, q, (keys, values), plan, (shape, scale, ProbeSource::Given(probe)))
     })??;
-    scatter(&found, plan, shape)
+    let fallbacks =
+        found.iter().flat_map(|(_, found)| &found.systems.progress).filter(|progress| progress.fallback).count();
+    Ok(ParallaxOutput { output: scatter(&found, plan, shape)?, fallbacks })
 }
 
 /// Checks the shapes of a call and returns them.

@@ -87,6 +87,10 @@ impl LlaPlan {
         for (table, sequence) in sequences.iter().enumerate() {
             let end = sequence.position.checked_add(sequence.num_rows);
             let end = end.ok_or(KernelError::Overflow { op: OP, what: "position" })?;
+            // Before so many rows are made.
+            if end > key_len {
+                return Err(KernelError::OutOfRange { op: OP, what: "position", index: end - 1, len: key_len });
+            }
             rows.extend((sequence.position..end).map(|position| row_ending_at(table, position + 1, window)));
         }
         let pages = u32::try_from(sequences.len()).map_err(|_| KernelError::Overflow { op: OP, what: "sequences" })?;

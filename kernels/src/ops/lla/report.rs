@@ -54,23 +54,28 @@ pub struct LlaDetails {
 }
 
 impl LlaReport {
-    pub(super) fn of(found: &Found, ridge: Ridge<'_>, shape: LlaShape) -> Self {
+    pub(super) fn of(found: &Found, ridge: Ridge<'_>, num_rows: usize, shape: LlaShape) -> Self {
         let mut report = Self::default();
-        let (mut change, mut softmax) = (0.0, 0.0);
+        let vectors = shape.value_dim.div_ceil(LANES);
+        // Squares by query, so that their sum does not depend on the tiles, which depend on the number of threads.
+        let mut squares = vec![[0.0; 2]; num_rows * shape.num_heads];
         for (queries, found) in found {
-            for ((row, head), progress) in queries.places().zip(&found.systems.progress) {
+            let outputs = found.output.chunks_exact(vectors).zip(found.softmax_output.chunks_exact(vectors));
+            for (((row, head), progress), (output, mean)) in queries.places().zip(&found.systems.progress).zip(outputs)
+            {
+                let index = row * shape.num_heads + head;
                 let ridge = match ridge {
                     Ridge::PerHead(ridge) => ridge[head],
-                    Ridge::PerRow(ridge) => ridge[row * shape.num_heads + head],
+                    Ridge::PerRow(ridge) => ridge[index],
                 };
                 report.add(progress, ridge);
-            }
-            let outputs = found.output.as_flattened().iter().zip(found.softmax_output.as_flattened());
-            for (&output, &mean) in outputs {
-                change += f64::from(output - mean).powi(2);
-                softmax += f64::from(mean).powi(2);
+                for (&output, &mean) in output.as_flattened().iter().zip(mean.as_flattened()) {
+                    squares[index][0] += f64::from(output - mean).powi(2);
+                    squares[index][1] += f64::from(mean).powi(2);
+                }
             }
         }
+        let [change, softmax] = squares.iter().fold([0.0, 0.0], |sum, square| [sum[0] + square[0], sum[1] + square[1]]);
         report.change = if softmax == 0.0 { 0.0 } else { (change / softmax).sqrt() };
         report
     }

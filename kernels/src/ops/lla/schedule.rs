@@ -67,8 +67,10 @@ impl Call<'_> {
     /// What the queries end with, tile by tile.
     pub(super) fn run(&self) -> Vec<(Queries, Found)> {
         let num_threads = rayon::current_num_threads();
-        let seen: usize = self.plan.rows().iter().map(|row| row.visible_end - row.visible_start).sum();
-        let products = seen * self.shape.num_heads * (self.shape.key_dim + self.shape.value_dim) * USUAL_PASSES;
+        let seen = self.plan.rows().iter().map(|row| row.visible_end - row.visible_start);
+        let seen = seen.fold(0, usize::saturating_add);
+        let per_position = self.shape.num_heads * (self.shape.key_dim + self.shape.value_dim) * USUAL_PASSES;
+        let products = seen.saturating_mul(per_position);
         let num_threads = if products < PARALLEL_PRODUCTS { 1 } else { num_threads };
         let tiles = self.tiles(num_threads);
         if num_threads == 1 {
@@ -91,7 +93,9 @@ impl Call<'_> {
 
     fn tiles(&self, num_threads: usize) -> Vec<Queries> {
         let (rows, group) = (self.plan.rows(), self.group());
-        let share = (rows.len() * self.shape.num_heads).div_ceil(4 * num_threads);
+        // Several tiles for each thread even out their lengths.
+        let share =
+            if num_threads == 1 { usize::MAX } else { (rows.len() * self.shape.num_heads).div_ceil(4 * num_threads) };
         let mut tiles = Vec::new();
         let mut first_row = 0;
         for run in rows.chunk_by(|a, b| a.table == b.table) {

@@ -191,12 +191,12 @@ impl Kernel for Weigh<'_> {
         segment.value_sums.clear(num_queries, values.vectors(), active);
         segment.norm_sums.clear();
         let zero = simd.splat(0.0);
-        for query in 0..=num_queries {
+        for (query, &max) in max.iter().enumerate() {
             let visible = segment.visible[query].clone();
             let (mut sum, mut norm_sum) = (zero, zero);
             for vector in visible.start / LANES..visible.end.div_ceil(LANES) {
                 let weights = &mut segment.weights[query * SEGMENT_VECTORS + vector];
-                let weight = exp(simd, simd.sub(simd.load(weights), simd.splat(max[query])));
+                let weight = exp(simd, simd.sub(simd.load(weights), simd.splat(max)));
                 let weight = simd.max(zero, simd.sub(weight, simd.splat(WEIGHT_FLOOR)));
                 let weight = select(simd, &visible, vector, weight, zero);
                 sum = simd.add(sum, weight);

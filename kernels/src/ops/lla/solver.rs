@@ -92,9 +92,9 @@ impl Systems {
         pad(active, self.progress.len());
     }
 
-    /// Takes probes that need no solving, `[queries, vectors]`.
+    /// Takes probes that need no solving, `[queries + 1, vectors]`.
     pub(super) fn give(&mut self, probe: &[Lanes]) {
-        self.probe[..probe.len()].copy_from_slice(probe);
+        self.probe.copy_from_slice(probe);
         for progress in &mut self.progress {
             (progress.stage, progress.norm) = (Stage::Solved, 1.0);
         }
@@ -222,8 +222,7 @@ impl Kernel for Step<'_> {
                 curvature = simd.fma(p, value, curvature);
             }
             let curvature = simd.sum(curvature);
-            // Negated, so that NaN freezes too.
-            if !(curvature > 0.0) {
+            if curvature.is_nan() || curvature <= 0.0 {
                 progress.stage = Stage::Frozen;
                 continue;
             }

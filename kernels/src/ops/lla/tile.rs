@@ -34,7 +34,7 @@ pub(super) enum Probes {
         tolerance: f32,
         max_iterations: usize,
     },
-    /// `[queries, vectors]`, padding zero.
+    /// `[queries + 1, vectors]`, padding zero.
     Given(Vec<Lanes>),
 }
 

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use kernels::{AttentionPlan, LlaPlan, LlaRow, LlaSequence, PlanRow, reference::LlaShape};
 
-use super::{Case, assert_finite, shape};
+use super::{Case, assert_finite, flat, shape};
 use crate::{Random, bits, on_every_level};
 
 /// Two sequences of one batch: a prompt from its start, and a few rows on a cache.
@@ -21,7 +21,8 @@ fn width(shape: LlaShape) -> usize {
 #[test]
 fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
     let case = batch();
-    let whole = case.outputs();
+    let expected = case.run();
+    let whole = flat(&expected.output);
     let width = width(case.shape);
     let one_by_one: Vec<Vec<usize>> = (0..73).map(|row| vec![row]).collect();
     let mut mixed: Vec<usize> = (0..73).collect();
@@ -38,8 +39,9 @@ fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
     }
     for num_threads in [1, 2, 3, 16] {
         for (level, out) in on_every_level(num_threads, || case.run()) {
-            let got = out.output.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(bits(&got), bits(&whole), "{level}, {num_threads} threads");
+            let what = format!("{level}, {num_threads} threads");
+            assert_eq!(bits(&flat(&out.output)), bits(&whole), "{what}");
+            assert_eq!((out.details, out.report), (expected.details.clone(), expected.report.clone()), "{what}");
         }
     }
 }

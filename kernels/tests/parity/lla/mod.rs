@@ -113,11 +113,13 @@ impl Case {
         flat(&self.run().output)
     }
 
-    fn parallax(&self, probe: &[f32]) -> Vec<f32> {
+    /// Outputs with given probes, and how many queries fell back.
+    fn parallax(&self, probe: &[f32]) -> (Vec<f32>, usize) {
         let (keys, values) =
             (self.tensor(&self.keys, self.shape.key_dim), self.tensor(&self.values, self.shape.value_dim));
         let (q, probe) = (self.queries(&self.q), self.queries(probe));
-        flat(&parallax(&q, &probe, (&keys, &values), &self.plan, self.scale).unwrap())
+        let out = parallax(&q, &probe, (&keys, &values), &self.plan, self.scale).unwrap();
+        (flat(&out.output), out.fallbacks)
     }
 
     /// Calls `body` with the inputs in f64.

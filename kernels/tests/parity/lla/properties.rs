@@ -46,7 +46,7 @@ fn the_kernel_matches_the_reference_at_odd_sizes() {
         let expected = reference_outputs(&case.reference());
         let probe = Random(99).normal(case.q.len());
         let parallax = case.in_f64(|inputs| reference::parallax(inputs, &wide(&probe), &case.plan, heads));
-        let results = on_every_level(2, || (case.outputs(), case.parallax(&probe)));
+        let results = on_every_level(2, || (case.outputs(), case.parallax(&probe).0));
         for (level, (out, with_probe)) in &results {
             let what = format!("{heads:?}, {level}");
             assert_within(vector_error(&wide(out), &expected, heads.value_dim), TOLERANCE, &what);
@@ -247,8 +247,15 @@ fn its_own_probe_makes_parallax_local_linear_attention() {
     let case = Case::causal(shape(4, 2, 16, 8), 50, 32);
     let out = case.run();
     let details = out.details.unwrap();
-    assert_eq!(bits(&case.parallax(&details.probe)), bits(&flat(&out.output)));
-    assert_eq!(bits(&case.parallax(&vec![0.0; case.q.len()])), bits(&details.softmax_output));
+    let (own, fallbacks) = case.parallax(&details.probe);
+    assert_eq!((bits(&own), fallbacks), (bits(&flat(&out.output)), 0));
+    let (zero, fallbacks) = case.parallax(&vec![0.0; case.q.len()]);
+    assert_eq!((bits(&zero), fallbacks), (bits(&details.softmax_output), 0));
+    let mut broken = details.probe;
+    broken[5 * 16 + 3] = f32::NAN;
+    let (out, fallbacks) = case.parallax(&broken);
+    assert_eq!((bits(&out[40..48]), fallbacks), (bits(&details.softmax_output[40..48]), 1));
+    assert_eq!(bits(&out[48..]), bits(&own[48..]));
 }
 
 #[test]
