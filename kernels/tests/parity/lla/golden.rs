@@ -219,9 +219,9 @@ fn the_kernel_meets_the_golden_vectors_on_every_level() {
             for (what, error) in [("lse", lse), ("kbar", mean), ("o_softmax", softmax)] {
                 assert_within(error, 1e-5, &format!("{name}, {what}"));
             }
-            // The condition enters eta as it enters the output; the vector without a tolerance has none here either.
-            if let Some(tolerance) = golden.tolerance("float32") {
-                assert_within(eta, 1e-5_f64.max(tolerance), &format!("{name}, eta"));
+            // With a condition of 6e7 the vector without a tolerance has none here either.
+            if golden.tolerance("float32").is_some() {
+                assert_within(eta, 1e-5, &format!("{name}, eta"));
             }
         }
     }
