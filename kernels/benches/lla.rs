@@ -63,6 +63,6 @@ fn measure(dim: usize, rows: usize, context: usize, ridge: f32) {
         ridge[0],
         us / softmax,
         steps as f64 / report.num_queries as f64,
-        report.capped
+        report.num_capped
     );
 }

@@ -21,14 +21,14 @@ pub struct LlaReport {
     pub iterations: Vec<usize>,
     /// Queries that used all steps without reaching the tolerance. Their outputs may be further from local linear
     /// attention than softmax attention is.
-    pub capped: usize,
+    pub num_capped: usize,
     /// Queries that stopped before the tolerance because rounding made their next direction useless.
-    pub frozen: usize,
+    pub num_frozen: usize,
     /// Queries that returned softmax attention because their probe, or its output, was not finite.
-    pub fallbacks: usize,
+    pub num_fallbacks: usize,
     /// Queries whose ridge is below a thousandth of the mean variance of the keys that they see: they need many steps and
     /// lose accuracy.
-    pub weak_ridges: usize,
+    pub num_weak_ridges: usize,
     /// Largest squared Mahalanobis distance `<kbar - q, x>` of a query from the mean of its keys.
     pub largest_eta: f32,
     /// Norm of the difference from softmax attention, relative to the norm of softmax attention; zero if that is zero.
@@ -86,10 +86,10 @@ impl LlaReport {
             self.iterations.resize(progress.iterations + 1, 0);
         }
         self.iterations[progress.iterations] += 1;
-        self.capped += usize::from(progress.stage == Stage::Capped);
-        self.frozen += usize::from(progress.stage == Stage::Frozen);
-        self.fallbacks += usize::from(progress.fallback);
-        self.weak_ridges += usize::from(ridge < WEAK_RIDGE * progress.spread);
+        self.num_capped += usize::from(progress.stage == Stage::Capped);
+        self.num_frozen += usize::from(progress.stage == Stage::Frozen);
+        self.num_fallbacks += usize::from(progress.fallback);
+        self.num_weak_ridges += usize::from(ridge < WEAK_RIDGE * progress.spread);
         self.largest_eta = self.largest_eta.max(progress.eta);
     }
 }

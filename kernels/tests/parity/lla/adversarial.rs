@@ -14,7 +14,7 @@ fn survive(case: &Case, what: &str) -> (Vec<f32>, LlaReport) {
         let got = flat(&out.output);
         assert_finite(&got, &format!("{what}, {level}"));
         assert_eq!(bits(&got), bits(&first), "{what}, {level} and portable");
-        assert_eq!(out.report.fallbacks, 0, "{what}, {level}");
+        assert_eq!(out.report.num_fallbacks, 0, "{what}, {level}");
     }
     (first, results[0].1.report.clone())
 }
@@ -159,7 +159,7 @@ fn an_overflowing_probe_falls_back_to_softmax_attention() {
     let out = case.run();
     let got = flat(&out.output);
     assert_finite(&got, "fallback");
-    assert_eq!(out.report.fallbacks, 6);
+    assert_eq!(out.report.num_fallbacks, 6);
     assert_eq!(bits(&got), bits(&out.details.unwrap().softmax_output));
 }
 

@@ -202,15 +202,15 @@ fn the_kernel_meets_the_golden_vectors_on_every_level() {
                 "{name}: f32 error {error:.1e} of {:?}, steps up to {}, capped {}, frozen {}, weak {}, eta {:.1e}",
                 golden.tolerance("float32"),
                 report.iterations.len() - 1,
-                report.capped,
-                report.frozen,
-                report.weak_ridges,
+                report.num_capped,
+                report.num_frozen,
+                report.num_weak_ridges,
                 report.largest_eta
             );
             if let Some(tolerance) = golden.tolerance("float32") {
                 assert_within(error, tolerance, name);
             }
-            assert_eq!(report.fallbacks, 0, "{name}");
+            assert_eq!(report.num_fallbacks, 0, "{name}");
             let lse = difference(&wide(&details.lse), &golden.by_row("lse"), 1.0);
             let mean = difference(&wide(&details.key_mean), &golden.by_row("kbar"), 1.0);
             let softmax = difference(&wide(&details.softmax_output), &golden.by_row("o_softmax"), 1.0);

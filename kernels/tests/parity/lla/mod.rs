@@ -119,7 +119,7 @@ impl Case {
             (self.tensor(&self.keys, self.shape.key_dim), self.tensor(&self.values, self.shape.value_dim));
         let (q, probe) = (self.queries(&self.q), self.queries(probe));
         let out = parallax(&q, &probe, (&keys, &values), &self.plan, self.scale).unwrap();
-        (flat(&out.output), out.fallbacks)
+        (flat(&out.output), out.num_fallbacks)
     }
 
     /// Calls `body` with the inputs in f64.

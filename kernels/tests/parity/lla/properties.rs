@@ -165,7 +165,7 @@ fn a_large_ridge_is_softmax_attention_and_the_distance_shrinks_on_the_way() {
     for ridge in [1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4] {
         let report = Case::causal(shape(2, 1, 16, 16), 64, 28).with_ridge(ridge).run().report;
         assert!(report.change < last, "{ridge}: {} after {last}", report.change);
-        assert_eq!((report.capped, report.frozen, report.fallbacks), (0, 0, 0), "{ridge}");
+        assert_eq!((report.num_capped, report.num_frozen, report.num_fallbacks), (0, 0, 0), "{ridge}");
         last = report.change;
     }
     assert!(last < 1e-3, "{last}");
@@ -204,7 +204,7 @@ fn the_residual_is_what_the_tolerance_says() {
         let mut case = Case::causal(shape(1, 1, 16, 8), 60, 29);
         case.solver.tolerance = tolerance;
         let out = case.run();
-        assert_eq!(out.report.capped, 0);
+        assert_eq!(out.report.num_capped, 0);
         for (row, probe) in out.details.unwrap().probe.chunks_exact(16).enumerate() {
             let (image, right) = system(&case, row, &wide(probe));
             let residual: Vec<f64> = image.iter().zip(&right).map(|(image, right)| image - right).collect();
@@ -262,14 +262,14 @@ fn its_own_probe_makes_parallax_local_linear_attention() {
 fn reports_count_what_happened() {
     let mut case = Case::causal(shape(2, 1, 16, 8), 40, 33);
     let report = case.run().report;
-    assert_eq!((report.capped, report.frozen, report.fallbacks, report.weak_ridges), (0, 0, 0, 0));
+    assert_eq!((report.num_capped, report.num_frozen, report.num_fallbacks, report.num_weak_ridges), (0, 0, 0, 0));
     assert!(report.largest_eta > 0.0 && report.change > 0.0, "{report:?}");
     case.solver.max_iterations = 2;
     let report = case.run().report;
-    assert!(report.capped > 0 && report.iterations.len() == 3, "{report:?}");
+    assert!(report.num_capped > 0 && report.iterations.len() == 3, "{report:?}");
     // The first row of each head sees one key, which has no variance.
     let report = case.with_ridge(1e-4).run().report;
-    assert_eq!(report.weak_ridges, 78);
+    assert_eq!(report.num_weak_ridges, 78);
 }
 
 #[test]
