@@ -68,8 +68,8 @@ pub(crate) struct TokenizerArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
-    /// leapfrog-ar, leapfrog-cllm, leapfrog-block or leapfrog-diffusion. The second and third start from the first, the
-    /// last from the third.
+    /// leapfrog-ar, leapfrog-cllm, leapfrog-block, leapfrog-diffusion, leapfrog-lla or leapfrog-lla-twin. The second and
+    /// third start from the first, the fourth from the third.
     pub(crate) model: Model,
     /// Folder of the runs: checkpoints, loss curves (`log.csv`) and evaluations (`evaluation.csv`) of every stage.
     #[arg(long, default_value = "target/zoo")]

@@ -6,7 +6,7 @@ use candle_core::{DType, safetensors};
 use serde_json::{Value, json};
 
 use crate::{
-    Net, Text, ZooError,
+    Mixer, Net, Text, ZooError,
     net::{NORM_EPS, ROPE_THETA},
     text::Specials,
 };
@@ -22,6 +22,10 @@ const CANVAS_LEN: usize = 64;
 pub enum Family {
     /// Causal.
     Llama,
+    /// Causal, with normed heads.
+    Qwen3,
+    /// Causal, with normed heads and local linear attention.
+    Lla,
     /// Causal, with the width that it was trained to decode at once.
     Cllm {
         /// Tokens of a window.
@@ -55,11 +59,15 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
     let mut config = json!({
         "architectures": [match family {
             Family::Llama | Family::Cllm { .. } => "LlamaForCausalLM",
+            Family::Qwen3 => "Qwen3ForCausalLM",
+            Family::Lla => "LeapfrogLlaForCausalLM",
             Family::Dream { .. } => "DreamModel",
             Family::FastDllm { .. } => "Fast_dLLM_QwenForCausalLM",
         }],
         "model_type": match family {
             Family::Llama | Family::Cllm { .. } => "llama",
+            Family::Qwen3 => "qwen3",
+            Family::Lla => "leapfrog_lla",
             Family::Dream { .. } => "Dream",
             Family::FastDllm { .. } => "Fast_dLLM_Qwen",
         },
@@ -81,7 +89,11 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
         "pad_token_id": Specials::PAD,
     });
     match family {
-        Family::Llama | Family::Cllm { .. } => {}
+        Family::Llama | Family::Qwen3 | Family::Cllm { .. } => {}
+        Family::Lla => match shape.mixer {
+            Mixer::Lla { ridge_floor } => config["lla_ridge_floor"] = json!(f64::from(ridge_floor)),
+            Mixer::Softmax => return Err(ZooError::Settings("the network has no local linear attention".into())),
+        },
         Family::Dream { .. } => config["mask_token_id"] = json!(Specials::MASK),
         Family::FastDllm { block_len } => {
             config["mask_token_id"] = json!(Specials::MASK);
@@ -94,7 +106,7 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
     let mut files =
         vec![("config.json", config), ("generation_config.json", generation), ("training.json", origin.clone())];
     match family {
-        Family::Llama => {}
+        Family::Llama | Family::Qwen3 | Family::Lla => {}
         Family::Cllm { width } => {
             files.push((
                 "jacobi.json",

@@ -19,6 +19,6 @@ pub mod text;
 pub mod train;
 
 pub use error::ZooError;
-pub use net::{Net, Rows, Shape};
+pub use net::{Mixer, Net, Rows, Shape};
 pub use optim::Optimizer;
 pub use text::Text;

@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Net, Shape, Text, ZooError,
+    Mixer, Net, Shape, Text, ZooError,
     export::Family,
     train::{Ar, Consistency, Masked, Mix, RunOptions, TrainSettings, Trajectories, load_weights, train},
 };
@@ -21,11 +21,15 @@ pub enum Model {
     Block,
     /// Masked diffusion with full attention.
     Diffusion,
+    /// Next-token prediction with local linear attention.
+    Lla,
+    /// Its twin with softmax attention; measured, not built in.
+    LlaTwin,
 }
 
 impl Model {
     /// All, in an order in which they can be trained.
-    pub const ALL: [Self; 4] = [Self::Ar, Self::Cllm, Self::Block, Self::Diffusion];
+    pub const ALL: [Self; 6] = [Self::Ar, Self::Cllm, Self::Block, Self::Diffusion, Self::Lla, Self::LlaTwin];
 
     /// As it is served.
     pub fn name(self) -> &'static str {
@@ -34,6 +38,8 @@ impl Model {
             Self::Cllm => "leapfrog-cllm",
             Self::Block => "leapfrog-block",
             Self::Diffusion => "leapfrog-diffusion",
+            Self::Lla => "leapfrog-lla",
+            Self::LlaTwin => "leapfrog-lla-twin",
         }
     }
 
@@ -41,6 +47,8 @@ impl Model {
     pub fn family(self) -> Family {
         match self {
             Self::Ar => Family::Llama,
+            Self::Lla => Family::Lla,
+            Self::LlaTwin => Family::Qwen3,
             Self::Cllm => Family::Cllm { width: WINDOW_LEN },
             Self::Block => Family::FastDllm { block_len: UNIT_LEN },
             Self::Diffusion => Family::Dream { block_len: CANVAS_BLOCK_LEN, local_leap: LOCAL_LEAP },
@@ -54,6 +62,8 @@ impl Model {
             Self::Cllm => &CLLM,
             Self::Block => &BLOCK,
             Self::Diffusion => &DIFFUSION,
+            Self::Lla => &LLA,
+            Self::LlaTwin => &LLA_TWIN,
         }
     }
 }
@@ -84,6 +94,9 @@ const UNIT_LEN: usize = 16;
 /// Slots of a block of `leapfrog-diffusion`.
 const CANVAS_BLOCK_LEN: usize = 32;
 
+/// Least ridge of `leapfrog-lla`, a tenth of the variance of a normed key.
+const RIDGE_FLOOR: f32 = 0.1;
+
 /// Kappa, tau and W of `leapfrog-diffusion`, chosen on validation problems: as right as one token a pass there.
 const LOCAL_LEAP: (f64, f64, usize) = (0.995, 0.97, 2);
 
@@ -93,6 +106,10 @@ const LOCAL_LEAP: (f64, f64, usize) = (0.995, 0.97, 2);
 pub enum Kind {
     /// Next-token prediction.
     Ar,
+    /// Next-token prediction with normed heads and local linear attention.
+    Lla,
+    /// Next-token prediction with normed heads and softmax attention.
+    LlaTwin,
     /// Consistency training in windows of so many tokens.
     Consistency(usize),
     /// Masked diffusion in blocks of so many tokens.
@@ -133,6 +150,33 @@ static AR: [Stage; 3] = [
     Stage { name: "ar-1", kind: Kind::Ar, from: None, steps: 1000, learning_rate: 4e-3, seed: 1, mix: EVEN },
     Stage { name: "ar-2", kind: Kind::Ar, from: Some("ar-1"), steps: 900, learning_rate: 2e-3, seed: 2, mix: EVEN },
     Stage { name: "ar-3", kind: Kind::Ar, from: Some("ar-2"), steps: 700, learning_rate: 2e-3, seed: 3, mix: HARD },
+];
+// The stages of `leapfrog-ar`, for both.
+static LLA: [Stage; 3] = [
+    Stage { name: "lla-1", kind: Kind::Lla, from: None, steps: 1000, learning_rate: 4e-3, seed: 1, mix: EVEN },
+    Stage { name: "lla-2", kind: Kind::Lla, from: Some("lla-1"), steps: 900, learning_rate: 2e-3, seed: 2, mix: EVEN },
+    Stage { name: "lla-3", kind: Kind::Lla, from: Some("lla-2"), steps: 700, learning_rate: 2e-3, seed: 3, mix: HARD },
+];
+static LLA_TWIN: [Stage; 3] = [
+    Stage { name: "lla-twin-1", kind: Kind::LlaTwin, from: None, steps: 1000, learning_rate: 4e-3, seed: 1, mix: EVEN },
+    Stage {
+        name: "lla-twin-2",
+        kind: Kind::LlaTwin,
+        from: Some("lla-twin-1"),
+        steps: 900,
+        learning_rate: 2e-3,
+        seed: 2,
+        mix: EVEN,
+    },
+    Stage {
+        name: "lla-twin-3",
+        kind: Kind::LlaTwin,
+        from: Some("lla-twin-2"),
+        steps: 700,
+        learning_rate: 2e-3,
+        seed: 3,
+        mix: HARD,
+    },
 ];
 static CLLM: [Stage; 3] = [
     Stage {
@@ -241,6 +285,8 @@ impl Stage {
                 head_dim: 32,
                 ffn: 512,
                 qkv_bias: matches!(self.kind, Kind::Blocks(_) | Kind::Full(_) | Kind::Trajectories(_)),
+                qk_norm: matches!(self.kind, Kind::Lla | Kind::LlaTwin),
+                mixer: if self.kind == Kind::Lla { Mixer::Lla { ridge_floor: RIDGE_FLOOR } } else { Mixer::Softmax },
             },
         }
     }
@@ -259,7 +305,7 @@ impl Stage {
         };
         let (text, problems) = (text.clone(), options.problems);
         match self.kind {
-            Kind::Ar => train(&Ar::new(text, &settings, problems)?, &settings, &run, start),
+            Kind::Ar | Kind::Lla | Kind::LlaTwin => train(&Ar::new(text, &settings, problems)?, &settings, &run, start),
             Kind::Consistency(width) => {
                 train(&Consistency::new(text, &settings, problems, width)?, &settings, &run, start)
             }

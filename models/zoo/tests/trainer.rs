@@ -9,7 +9,7 @@ use models::{
     ForwardBatch, KvCache, LoadOptions, LogitAlignment, ModelSource, PageId, Segment, TokenId, Visibility, source::load,
 };
 use zoo::{
-    Net, Rows, Shape, Text, ZooError,
+    Mixer, Net, Rows, Shape, Text, ZooError,
     export::{Family, export},
     tasks::{Split, Task},
     train::{Ar, Consistency, Masked, Recipe, RunOptions, TrainSettings, Trajectories, finished, train},
@@ -17,7 +17,18 @@ use zoo::{
 
 fn settings(text: &Text, steps: usize, qkv_bias: bool) -> TrainSettings {
     let vocab = text.vocab().next_multiple_of(32);
-    let shape = Shape { vocab, hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 32, ffn: 64, qkv_bias };
+    let shape = Shape {
+        vocab,
+        hidden: 32,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 32,
+        ffn: 64,
+        qkv_bias,
+        qk_norm: false,
+        mixer: Mixer::Softmax,
+    };
     TrainSettings {
         steps,
         warm_up: 2,

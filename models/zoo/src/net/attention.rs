@@ -18,6 +18,8 @@ pub(crate) struct Attention {
     pub(crate) head_dim: usize,
     /// Base of the rotary frequencies.
     pub(crate) theta: f32,
+    /// Factor of the scores.
+    pub(crate) scale: f32,
 }
 
 /// The heads of one group of rows, rotated: `[heads, n, d]` each, `k` and `v` repeated for the heads that share them.
@@ -29,7 +31,7 @@ struct Group {
 
 impl Attention {
     /// Cosines and sines, `[rows, d / 2]`.
-    fn rope(&self) -> (Vec<f32>, Vec<f32>) {
+    pub(super) fn rope(&self) -> (Vec<f32>, Vec<f32>) {
         let half = self.head_dim / 2;
         let angles =
             self.rows.positions.iter().flat_map(|position| {
@@ -39,7 +41,7 @@ impl Attention {
     }
 
     /// Copies one head of rows `start..start + n` out of `[rows, heads * d]`, rotating by `sign` times the position.
-    fn take_head(
+    pub(super) fn take_head(
         &self,
         from: &[f32],
         heads: usize,
@@ -63,7 +65,7 @@ impl Attention {
     }
 
     /// Adds one head's rows, rotated back if asked for, to `[rows, heads * d]`.
-    fn add_head(
+    pub(super) fn add_head(
         &self,
         from: &[f32],
         heads: usize,
@@ -121,9 +123,14 @@ impl Attention {
 
     /// Attention weights of a group, `[heads, n, n]`; zero where a row does not see another.
     fn weights(&self, group: &Group, range: &std::ops::Range<usize>) -> Result<Vec<f32>> {
-        let n = range.len();
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
         let mut scores = copied(&group.q.matmul(&group.k.t()?)?)?;
+        self.soften(&mut scores, range);
+        Ok(scores)
+    }
+
+    /// Turns products of queries and keys of a group, any number of times `[n, n]`, into attention weights.
+    pub(super) fn soften(&self, scores: &mut [f32], range: &std::ops::Range<usize>) {
+        let (n, scale) = (range.len(), self.scale);
         for (index, row) in scores.chunks_exact_mut(n).enumerate() {
             let spans = self.rows.sees[range.start + index % n].clone();
             let spans =
@@ -147,7 +154,6 @@ impl Attention {
             let inverse = 1.0 / sum;
             row.iter_mut().for_each(|x| *x *= inverse);
         }
-        Ok(scores)
     }
 }
 
@@ -192,7 +198,7 @@ impl CustomOp3 for Attention {
         let rope = self.rope();
         let (mut dq, mut dk, mut dv) = (vec![0f32; qs.len()], vec![0f32; ks.len()], vec![0f32; vs.len()]);
         let share = self.heads / self.kv_heads;
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let scale = self.scale;
         for range in &self.rows.groups {
             let n = range.len();
             let group = self.group(&qs, &ks, &vs, range, &rope)?;

@@ -1,6 +1,8 @@
 //! The network that is trained: a decoder of the Llama shape over packed rows, with gradients.
 
 mod attention;
+mod cholesky;
+mod lla;
 pub(crate) mod ops;
 mod rows;
 #[cfg(test)]
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::rows::Rows;
 use self::{
     attention::Attention,
+    lla::Lla,
     ops::{CrossEntropy, RmsNorm, SwiGlu, Targets},
 };
 use crate::ZooError;
@@ -39,12 +42,41 @@ pub struct Shape {
     pub ffn: usize,
     /// Whether q, k and v have a bias, as in Qwen2 and Dream.
     pub qkv_bias: bool,
+    /// Whether the heads of q and k are normed, as in Qwen3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qk_norm: bool,
+    /// How rows mix.
+    #[serde(default, skip_serializing_if = "Mixer::is_softmax")]
+    pub mixer: Mixer,
+}
+
+/// How rows mix.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mixer {
+    /// Softmax attention.
+    #[default]
+    Softmax,
+    /// Local linear attention; the ridge of a head is `ridge_floor + softplus` of a parameter.
+    Lla {
+        /// Above zero.
+        ridge_floor: f32,
+    },
+}
+
+impl Mixer {
+    /// Whether it is softmax attention.
+    pub fn is_softmax(&self) -> bool {
+        *self == Self::Softmax
+    }
 }
 
 /// Base of the rotary frequencies.
 pub const ROPE_THETA: f32 = 10_000.0;
 /// Added to the mean square in norms.
 pub const NORM_EPS: f32 = 1e-5;
+/// What the parameter of a ridge starts from: a ridge of about 1, the variance of a normed key.
+const RIDGE_START: f32 = 0.4;
 
 impl Shape {
     /// Names and sizes of all parameters, under the names of the Llama family. The embedding is also the output matrix.
@@ -59,6 +91,13 @@ impl Shape {
                 if self.qkv_bias {
                     add(&format!("self_attn.{part}_proj.bias"), vec![rows]);
                 }
+            }
+            if self.qk_norm {
+                add("self_attn.q_norm.weight", vec![self.head_dim]);
+                add("self_attn.k_norm.weight", vec![self.head_dim]);
+            }
+            if matches!(self.mixer, Mixer::Lla { .. }) {
+                add("self_attn.ridge", vec![self.heads]);
             }
             add("self_attn.o_proj.weight", vec![self.hidden, q]);
             add("post_attention_layernorm.weight", vec![self.hidden]);
@@ -89,6 +128,8 @@ impl Net {
                 vec![1.0; count]
             } else if name.ends_with(".bias") {
                 vec![0.0; count]
+            } else if name.ends_with(".ridge") {
+                vec![RIDGE_START; count]
             } else {
                 let is_output = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
                 let deviation = if is_output { 0.04 / (2.0 * shape.layers as f32).sqrt() } else { 0.04 };
@@ -150,15 +191,29 @@ impl Net {
     /// One pass: the normed outputs of the last layer, `[rows, hidden]`.
     pub fn hidden(&self, rows: &Arc<Rows>) -> Result<Tensor, ZooError> {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
-        let attention = Attention { rows: rows.clone(), heads, kv_heads, head_dim, theta: ROPE_THETA };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attention = Attention { rows: rows.clone(), heads, kv_heads, head_dim, theta: ROPE_THETA, scale };
         let norm = RmsNorm { eps: NORM_EPS };
         let ids = Tensor::new(rows.tokens.as_slice(), &Device::Cpu)?;
         let mut xs = self.get("model.embed_tokens.weight")?.index_select(&ids, 0)?;
         for layer in 0..self.shape.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
             let normed = xs.apply_op2(self.get(&name("input_layernorm.weight"))?, norm)?;
-            let part = |part: &str| self.linear(&normed, &name(&format!("self_attn.{part}_proj")));
-            let mixed = part("q")?.apply_op3(&part("k")?, &part("v")?, attention.clone())?;
+            let part = |part: &str| {
+                let heads = self.linear(&normed, &name(&format!("self_attn.{part}_proj")))?;
+                match part {
+                    "q" | "k" if self.shape.qk_norm => {
+                        Ok(heads.apply_op2(self.get(&name(&format!("self_attn.{part}_norm.weight")))?, norm)?)
+                    }
+                    _ => Ok::<_, ZooError>(heads),
+                }
+            };
+            let (q, k, v) = (part("q")?, part("k")?, part("v")?);
+            let mixed = match self.shape.mixer {
+                Mixer::Softmax => q.apply_op3(&k, &v, attention.clone())?,
+                Mixer::Lla { ridge_floor } => Tensor::cat(&[q, k, v], 1)?
+                    .apply_op2(self.get(&name("self_attn.ridge"))?, Lla::new(attention.clone(), ridge_floor))?,
+            };
             xs = (xs + self.linear(&mixed, &name("self_attn.o_proj"))?)?;
             let normed = xs.apply_op2(self.get(&name("post_attention_layernorm.weight"))?, norm)?;
             let gate = self.linear(&normed, &name("mlp.gate_proj"))?;

@@ -8,7 +8,22 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 
 fn shape() -> Shape {
-    Shape { vocab: 11, hidden: 16, layers: 2, heads: 4, kv_heads: 2, head_dim: 8, ffn: 24, qkv_bias: true }
+    Shape {
+        vocab: 11,
+        hidden: 16,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn: 24,
+        qkv_bias: true,
+        qk_norm: false,
+        mixer: Mixer::Softmax,
+    }
+}
+
+fn local_linear() -> Shape {
+    Shape { qk_norm: true, mixer: Mixer::Lla { ridge_floor: 0.1 }, ..shape() }
 }
 
 /// Two groups: a text with a window that sees a part of it and itself, and a sequence in full.
@@ -26,8 +41,8 @@ fn rows() -> Rows {
 }
 
 /// A network whose norms and biases are not all the same.
-fn net() -> Net {
-    let net = Net::new(shape(), 3).unwrap();
+fn net(shape: Shape) -> Net {
+    let net = Net::new(shape, 3).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for var in net.parameters().values() {
         let noise: Vec<f32> = (0..var.elem_count()).map(|_| rng.random_range(-0.3..0.3)).collect();
@@ -50,8 +65,17 @@ fn loss(net: &Net, rows: &Arc<Rows>) -> Tensor {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let (net, rows) = (net(), Arc::new(rows()));
-    let grads = loss(&net, &rows).backward().unwrap();
+    check_gradients(&net(shape()));
+}
+
+#[test]
+fn gradients_of_local_linear_attention_are_those_of_finite_differences() {
+    check_gradients(&net(local_linear()));
+}
+
+fn check_gradients(net: &Net) {
+    let rows = Arc::new(rows());
+    let grads = loss(net, &rows).backward().unwrap();
     for (name, var) in net.parameters() {
         let grad = ops::copied(grads.get(var).expect("every parameter has a gradient")).unwrap();
         let values = ops::copied(var).unwrap();
@@ -61,7 +85,7 @@ fn gradients_are_those_of_finite_differences() {
         let at = |step: f32| {
             let moved: Vec<f32> = values.iter().zip(&grad).map(|(value, g)| value + step * g / norm).collect();
             var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
-            f64::from(loss(&net, &rows).to_scalar::<f32>().unwrap())
+            f64::from(loss(net, &rows).to_scalar::<f32>().unwrap())
         };
         let step = 4e-3;
         let measured = (at(step) - at(-step)) / (2.0 * f64::from(step));
@@ -73,7 +97,12 @@ fn gradients_are_those_of_finite_differences() {
 
 #[test]
 fn a_row_sees_what_it_is_told_to_and_nothing_else() {
-    let net = net();
+    for shape in [shape(), local_linear()] {
+        check_visibility(&net(shape));
+    }
+}
+
+fn check_visibility(net: &Net) {
     let hidden = |rows: Rows| net.hidden(&Arc::new(rows)).unwrap().to_vec2::<f32>().unwrap();
     let before = hidden(rows());
     let mut changed = rows();
@@ -99,7 +128,7 @@ fn the_exponential_is_close_over_its_whole_range() {
 #[test]
 fn weights_of_other_sizes_are_refused_by_name() {
     let mut weights: std::collections::BTreeMap<_, _> =
-        net().parameters().iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+        net(shape()).parameters().iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
     weights.retain(|name, _| !name.ends_with("bias"));
     let same = Net::from_weights(shape(), &weights).unwrap();
     assert!(
