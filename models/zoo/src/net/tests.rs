@@ -139,3 +139,52 @@ fn weights_of_other_sizes_are_refused_by_name() {
     weights.remove("model.norm.weight");
     assert!(Net::from_weights(shape(), &weights).unwrap_err().to_string().contains("model.norm.weight"));
 }
+
+/// Golden vector 03 of local linear attention: outputs and gradients in float64.
+#[test]
+fn local_linear_attention_has_the_gradients_of_the_golden_vector() {
+    const D: usize = 16;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/tests/golden/lla/03_n33_d16_grads.safetensors");
+    let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let (heads, n, d) = golden["q"].dims3().unwrap();
+    assert_eq!((heads, d), (2, D));
+    // `[heads, n, d]` to `[n, heads * d]`, f32.
+    let packed = |name: &str| {
+        let tensor = golden[name].to_dtype(candle_core::DType::F32).unwrap().transpose(0, 1).unwrap();
+        tensor.contiguous().unwrap().reshape((n, heads * d)).unwrap()
+    };
+    let qkv = Var::from_tensor(&Tensor::cat(&[packed("q"), packed("k"), packed("v")], 1).unwrap()).unwrap();
+    let ridges = golden["lam"].to_dtype(candle_core::DType::F64).unwrap().to_vec2::<f64>().unwrap();
+    let thetas: Vec<f64> = ridges.iter().map(|ridges| ridges[0].exp_m1().ln()).collect();
+    let theta = Var::new(thetas.iter().map(|theta| *theta as f32).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let mut rows = Rows::default();
+    for row in 0..n {
+        // Position 0: the vector has no rotation.
+        rows.push(0, 0, [0..row + 1, 0..0]);
+    }
+    rows.close(0);
+    let attention =
+        Attention { rows: Arc::new(rows), heads, kv_heads: heads, head_dim: d, theta: ROPE_THETA, scale: 0.25 };
+    let out = qkv.apply_op2(theta.as_tensor(), Lla::new(attention, 0.0)).unwrap();
+    let error = |got: &Tensor, wanted: &Tensor| {
+        let (got, wanted) = (ops::copied(got).unwrap(), ops::copied(wanted).unwrap());
+        assert_eq!(got.len(), wanted.len());
+        let largest = wanted.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        got.iter().zip(&wanted).fold(0f32, |worst, (got, wanted)| worst.max((got - wanted).abs())) / largest
+    };
+    assert!(error(&out, &packed("o")) < 1e-5);
+    let grads = (out * packed("grad_o")).unwrap().sum_all().unwrap().backward().unwrap();
+    let d_qkv = grads.get(&qkv).unwrap();
+    for (index, name) in ["grad_q", "grad_k", "grad_v"].into_iter().enumerate() {
+        let part = d_qkv.narrow(1, index * heads * d, heads * d).unwrap().contiguous().unwrap();
+        let error = error(&part, &packed(name));
+        assert!(error < 3e-5, "{name}: {error}");
+    }
+    // The vector has the gradient of each row's ridge; a head's rows share one here.
+    let d_ridges = golden["grad_lam"].to_dtype(candle_core::DType::F64).unwrap().to_vec2::<f64>().unwrap();
+    let d_theta = grads.get(&theta).unwrap().to_vec1::<f32>().unwrap();
+    for (head, theta) in thetas.into_iter().enumerate() {
+        let wanted = d_ridges[head].iter().sum::<f64>() / (1.0 + (-theta).exp());
+        assert!((f64::from(d_theta[head]) - wanted).abs() < 1e-4 * wanted.abs(), "{wanted}: {}", d_theta[head]);
+    }
+}
