@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use zoo::{
+    lab::{Contender, Problem},
     plan::Model,
     tasks::{Split, Task},
 };
@@ -24,6 +25,10 @@ pub(crate) enum Command {
     Tokenizer(TokenizerArgs),
     /// Trains a built-in model and writes its folder; continues where its runs stand.
     Train(TrainArgs),
+    /// Trains small networks that differ in how rows mix, on recall and in-context regression, at equal budgets.
+    Lab(LabArgs),
+    /// Estimates the next value of streams that change, with linear, softmax and local linear attention; trains nothing.
+    Stream(StreamArgs),
 }
 
 /// [`Split`] as an option.
@@ -86,4 +91,60 @@ pub(crate) struct TrainArgs {
     /// Validation problems of each task in an evaluation.
     #[arg(long, default_value_t = 50)]
     pub(crate) problems: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LabArgs {
+    /// recall, regression
+    #[arg(long, value_delimiter = ',', default_value = "recall,regression")]
+    pub(crate) problems: Vec<Problem>,
+    /// linear, softmax, lla
+    #[arg(long, value_delimiter = ',', default_value = "linear,softmax,lla")]
+    pub(crate) contenders: Vec<Contender>,
+    /// Runs of each, with seeds from 1 on.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) seeds: u64,
+    /// Steps of a run.
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) steps: usize,
+    /// Rows of a step.
+    #[arg(long, default_value_t = 2048)]
+    pub(crate) rows: usize,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 4e-3)]
+    pub(crate) learning_rate: f64,
+    /// Sequences of an examination.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) sequences: usize,
+    /// File that gets a JSON line for each run. Runs that it has are not repeated.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StreamArgs {
+    /// Features of keys and values.
+    #[arg(long, default_value_t = 16)]
+    pub(crate) dim: usize,
+    /// Segments of a stream.
+    #[arg(long, default_value_t = 4)]
+    pub(crate) segments: usize,
+    /// Pairs of a segment.
+    #[arg(long, default_value_t = 128)]
+    pub(crate) segment_len: usize,
+    /// Deviation of keys from the centre of their segment, relative to its length.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) spread: f32,
+    /// Deviation of the noise on values.
+    #[arg(long, default_value_t = 0.1)]
+    pub(crate) noise: f32,
+    /// Streams on which scale and ridge are chosen.
+    #[arg(long, default_value_t = 16)]
+    pub(crate) validation: usize,
+    /// Streams that are reported.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) test: usize,
+    /// File that gets the settings and every error as JSON.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
 }

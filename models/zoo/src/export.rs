@@ -45,6 +45,11 @@ pub enum Family {
     },
 }
 
+/// The number with the fewest digits that reads as the same f32.
+fn shortest(number: f32) -> Value {
+    number.to_string().parse::<f64>().map_or(Value::Null, |number| json!(number))
+}
+
 /// Writes the folder: weights as f16, config, tokenizer, generation config, and `origin` as `training.json`.
 pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Value) -> Result<(), ZooError> {
     fs::create_dir_all(folder).map_err(|source| ZooError::Io { path: folder.into(), source })?;
@@ -91,8 +96,10 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
     match family {
         Family::Llama | Family::Qwen3 | Family::Cllm { .. } => {}
         Family::Lla => match shape.mixer {
-            Mixer::Lla { ridge_floor } => config["lla_ridge_floor"] = json!(f64::from(ridge_floor)),
-            Mixer::Softmax => return Err(ZooError::Settings("the network has no local linear attention".into())),
+            Mixer::Lla { ridge_floor } => config["lla_ridge_floor"] = shortest(ridge_floor),
+            Mixer::Softmax | Mixer::Linear => {
+                return Err(ZooError::Settings("the network has no local linear attention".into()));
+            }
         },
         Family::Dream { .. } => config["mask_token_id"] = json!(Specials::MASK),
         Family::FastDllm { block_len } => {

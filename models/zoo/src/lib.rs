@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`tasks`] | problems, drawn from a seed, and their checkers |
 //! | [`text`] | the tokenizer, trained on the tasks, and the chat format |
+//! | [`lab`] | ways to mix rows against each other on small problems |
 //! | [`net`] | the network with gradients, over packed rows |
 //! | [`train`] | the training loop and its recipes |
 //! | [`plan`] | how each built-in model was trained |
@@ -11,6 +12,7 @@
 
 mod error;
 pub mod export;
+pub mod lab;
 pub mod net;
 mod optim;
 pub mod plan;

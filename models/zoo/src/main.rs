@@ -2,15 +2,16 @@
 
 mod args;
 
-use std::{fs, path::Path, process};
+use std::{fs, io::Write, path::Path, process};
 
 use anyhow::{Context, ensure};
-use args::{Cli, Command, SampleArgs, TokenizerArgs, TrainArgs};
+use args::{Cli, Command, LabArgs, SampleArgs, StreamArgs, TokenizerArgs, TrainArgs};
 use clap::Parser;
 use serde_json::json;
 use zoo::{
     Text,
     export::{CONTEXT_LEN, export},
+    lab::{self, LabRun, LabSettings, StreamSettings, Tuned},
     plan::{StageOptions, VOCAB},
     tasks::{Split, Task},
     train::finished,
@@ -29,6 +30,8 @@ fn main() -> anyhow::Result<()> {
         Command::Sample(args) => sample(&args),
         Command::Tokenizer(args) => tokenizer(&args),
         Command::Train(args) => train(&args),
+        Command::Lab(args) => lab(&args),
+        Command::Stream(args) => stream(&args),
     }
 }
 
@@ -104,6 +107,73 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
     });
     export(&net, &text, args.model.family(), &args.out.join(args.model.name()), &origin)?;
     Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+fn lab(args: &LabArgs) -> anyhow::Result<()> {
+    let settings = LabSettings {
+        steps: args.steps,
+        rows: args.rows,
+        learning_rate: args.learning_rate,
+        sequences: args.sequences,
+    };
+    let name = || args.out.display().to_string();
+    let mut done = Vec::new();
+    if args.out.exists() {
+        for line in fs::read_to_string(&args.out).with_context(name)?.lines() {
+            done.push(serde_json::from_str::<LabRun>(line).with_context(name)?);
+        }
+    }
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(&args.out).with_context(name)?;
+    // Seeds first: a table that is cut short has all contenders.
+    for seed in 1..=args.seeds {
+        for problem in &args.problems {
+            for contender in &args.contenders {
+                let is_same = |run: &&LabRun| {
+                    (run.problem, run.contender, run.seed, run.settings) == (*problem, *contender, seed, settings)
+                };
+                let run = match done.iter().find(is_same) {
+                    Some(run) => run.clone(),
+                    None => {
+                        let run = lab::run(*problem, *contender, settings, seed)?;
+                        writeln!(file, "{}", serde_json::to_string(&run)?).with_context(name)?;
+                        run
+                    }
+                };
+                let figures: Vec<_> = run.figures.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+                println!("{problem}, {contender}, seed {seed}, {:.0} s: {}", run.seconds, figures.join(", "));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "what the command is for")]
+fn stream(args: &StreamArgs) -> anyhow::Result<()> {
+    let settings = StreamSettings {
+        dim: args.dim,
+        segments: args.segments,
+        segment_len: args.segment_len,
+        spread: args.spread,
+        noise: args.noise,
+        validation: args.validation,
+        test: args.test,
+    };
+    let tuned = lab::stream(&settings)?;
+    for Tuned { estimator, scale, ridge, errors } in &tuned {
+        let count = errors.len() as f64;
+        let means: Vec<f64> = errors.iter().map(|errors| errors.iter().sum::<f64>() / errors.len() as f64).collect();
+        let mean = means.iter().sum::<f64>() / count;
+        let by_segment = (0..args.segments).map(|segment| {
+            let part = segment * args.segment_len..(segment + 1) * args.segment_len;
+            let sum: f64 = errors.iter().map(|errors| errors[part.clone()].iter().sum::<f64>()).sum();
+            format!("{:.3}", sum / (count * args.segment_len as f64))
+        });
+        let by_segment: Vec<_> = by_segment.collect();
+        println!("{estimator}: scale {scale}, ridge {ridge}: error {mean:.4}, by segment {}", by_segment.join(" "));
+    }
+    let all = json!({ "settings": settings, "estimators": tuned });
+    fs::write(&args.out, format!("{all}\n")).with_context(|| args.out.display().to_string())
 }
 
 /// The commit of the working tree, if git knows it.

@@ -18,8 +18,16 @@ pub(crate) struct Attention {
     pub(crate) head_dim: usize,
     /// Base of the rotary frequencies.
     pub(crate) theta: f32,
-    /// Factor of the scores.
-    pub(crate) scale: f32,
+    pub(crate) weighting: Weighting,
+}
+
+/// What makes a weight of a rotated query and a rotated key. The weights of a row sum to one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Weighting {
+    /// The exponential of `scale <q, k>`.
+    Softmax { scale: f32 },
+    /// `<phi(q), phi(k)>` with `phi = elu + 1` (Katharopoulos et al., arXiv:2006.16236).
+    Linear,
 }
 
 /// The heads of one group of rows, rotated: `[heads, n, d]` each, `k` and `v` repeated for the heads that share them.
@@ -114,46 +122,50 @@ impl Attention {
             }
             Tensor::from_vec(out, shape, &Device::Cpu)
         };
-        Ok(Group {
-            q: gather(q, self.heads, Some(rope))?,
-            k: gather(k, self.kv_heads, Some(rope))?,
-            v: gather(v, self.kv_heads, None)?,
-        })
+        let (mut q, mut k) = (gather(q, self.heads, Some(rope))?, gather(k, self.kv_heads, Some(rope))?);
+        if self.weighting == Weighting::Linear {
+            // elu + 1
+            [q, k] = [(q.elu(1.0)? + 1.0)?, (k.elu(1.0)? + 1.0)?];
+        }
+        Ok(Group { q, k, v: gather(v, self.kv_heads, None)? })
     }
 
-    /// Attention weights of a group, `[heads, n, n]`; zero where a row does not see another.
-    fn weights(&self, group: &Group, range: &std::ops::Range<usize>) -> Result<Vec<f32>> {
+    /// Attention weights of a group, `[heads, n, n]`, zero where a row does not see another, and what they were divided by.
+    fn weights(&self, group: &Group, range: &std::ops::Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
         let mut scores = copied(&group.q.matmul(&group.k.t()?)?)?;
-        self.soften(&mut scores, range);
-        Ok(scores)
+        let sums = self.normalize(&mut scores, range);
+        Ok((scores, sums))
     }
 
-    /// Turns products of queries and keys of a group, any number of times `[n, n]`, into attention weights.
-    pub(super) fn soften(&self, scores: &mut [f32], range: &std::ops::Range<usize>) {
-        let (n, scale) = (range.len(), self.scale);
+    /// Turns products of queries and keys of a group, any number of times `[n, n]`, into attention weights; returns what
+    /// those of each row were divided by.
+    pub(super) fn normalize(&self, scores: &mut [f32], range: &std::ops::Range<usize>) -> Vec<f32> {
+        let n = range.len();
+        let mut sums = Vec::with_capacity(scores.len() / n);
         for (index, row) in scores.chunks_exact_mut(n).enumerate() {
             let spans = self.rows.sees[range.start + index % n].clone();
             let spans =
                 spans.map(|span| if span.is_empty() { 0..0 } else { span.start - range.start..span.end - range.start });
-            let largest = spans.iter().flat_map(|span| &row[span.clone()]).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-            let mut sum = 0f32;
-            let [first, second] = spans;
-            let mut at = 0;
-            for span in [first, second] {
-                if span.is_empty() {
-                    continue;
+            if let Weighting::Softmax { scale } = self.weighting {
+                let seen = spans.iter().flat_map(|span| &row[span.clone()]);
+                let largest = seen.fold(f32::NEG_INFINITY, |largest, x| largest.max(*x));
+                for span in spans.clone() {
+                    row[span].iter_mut().for_each(|x| *x = exp_negative((*x - largest) * scale));
                 }
-                row[at..span.start].fill(0.0);
-                for x in &mut row[span.clone()] {
-                    *x = exp_negative((*x - largest) * scale);
+            }
+            let (mut sum, mut at) = (0f32, 0);
+            for span in spans {
+                if !span.is_empty() {
+                    row[at..span.start].fill(0.0);
+                    at = span.end;
+                    sum += row[span].iter().sum::<f32>();
                 }
-                sum += row[span.clone()].iter().sum::<f32>();
-                at = span.end;
             }
             row[at..].fill(0.0);
-            let inverse = 1.0 / sum;
-            row.iter_mut().for_each(|x| *x *= inverse);
+            row.iter_mut().for_each(|x| *x *= 1.0 / sum);
+            sums.push(sum);
         }
+        sums
     }
 }
 
@@ -177,7 +189,7 @@ impl CustomOp3 for Attention {
         for range in &self.rows.groups {
             let n = range.len();
             let group = self.group(q, k, v, range, &rope)?;
-            let weights = Tensor::from_vec(self.weights(&group, range)?, (self.heads, n, n), &Device::Cpu)?;
+            let weights = Tensor::from_vec(self.weights(&group, range)?.0, (self.heads, n, n), &Device::Cpu)?;
             let mixed = copied(&weights.matmul(&group.v)?)?;
             for (head, mixed) in mixed.chunks_exact(n * self.head_dim).enumerate() {
                 self.add_head(mixed, self.heads, head, range, None, &mut out);
@@ -198,25 +210,35 @@ impl CustomOp3 for Attention {
         let rope = self.rope();
         let (mut dq, mut dk, mut dv) = (vec![0f32; qs.len()], vec![0f32; ks.len()], vec![0f32; vs.len()]);
         let share = self.heads / self.kv_heads;
-        let scale = self.scale;
         for range in &self.rows.groups {
             let n = range.len();
             let group = self.group(&qs, &ks, &vs, range, &rope)?;
-            let weights = self.weights(&group, range)?;
+            let (weights, sums) = self.weights(&group, range)?;
             let mut out = Vec::with_capacity(self.heads * n * self.head_dim);
             for head in 0..self.heads {
                 self.take_head(&grads, self.heads, head, range, None, &mut out);
             }
             let out = Tensor::from_vec(out, (self.heads, n, self.head_dim), &Device::Cpu)?;
             let mut d_scores = copied(&out.matmul(&group.v.t()?)?)?;
-            for (d, p) in d_scores.chunks_exact_mut(n).zip(weights.chunks_exact(n)) {
+            for ((d, p), sum) in d_scores.chunks_exact_mut(n).zip(weights.chunks_exact(n)).zip(sums) {
                 let dot = d.iter().zip(p).map(|(d, p)| d * p).sum::<f32>();
-                d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot) * scale);
+                match self.weighting {
+                    Weighting::Softmax { scale } => d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot) * scale),
+                    // Only what is not seen has a weight of zero.
+                    Weighting::Linear => {
+                        d.iter_mut().zip(p).for_each(|(d, p)| *d = if *p > 0.0 { (*d - dot) / sum } else { 0.0 });
+                    }
+                }
             }
             let shape = (self.heads, n, n);
             let d_scores = Tensor::from_vec(d_scores, shape, &Device::Cpu)?;
             let weights = Tensor::from_vec(weights, shape, &Device::Cpu)?;
-            let parts = [d_scores.matmul(&group.k)?, d_scores.t()?.matmul(&group.q)?, weights.t()?.matmul(&out)?];
+            let (mut d_q, mut d_k) = (d_scores.matmul(&group.k)?, d_scores.t()?.matmul(&group.q)?);
+            if self.weighting == Weighting::Linear {
+                // The derivative of elu + 1 is 1 where that is above 1, and elu + 1 elsewhere.
+                [d_q, d_k] = [(d_q * group.q.minimum(1.0)?)?, (d_k * group.k.minimum(1.0)?)?];
+            }
+            let parts = [d_q, d_k, weights.t()?.matmul(&out)?];
             let [d_q, d_k, d_v] = [copied(&parts[0])?, copied(&parts[1])?, copied(&parts[2])?];
             let each = n * self.head_dim;
             for head in 0..self.heads {

@@ -13,7 +13,7 @@ use std::{
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::{
-    attention::Attention,
+    attention::{Attention, Weighting},
     cholesky::{Factors, triangle},
     ops::{copied, values},
 };
@@ -23,6 +23,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Lla {
     attention: Attention,
+    scale: f32,
     floor: f32,
     /// What the forward pass found, for the gradient.
     solved: Mutex<Option<Vec<Solved>>>,
@@ -58,8 +59,10 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 impl Lla {
-    pub(crate) fn new(attention: Attention, floor: f32) -> Self {
-        Self { attention, floor, solved: Mutex::new(None) }
+    /// `rows` and sizes are those of `attention`; its weighting is the softmax with `scale`.
+    pub(crate) fn new(attention: Attention, scale: f32, floor: f32) -> Self {
+        let attention = Attention { weighting: Weighting::Softmax { scale }, ..attention };
+        Self { attention, scale, floor, solved: Mutex::new(None) }
     }
 
     /// Heads of a row of `qkv`.
@@ -104,7 +107,7 @@ impl Lla {
         };
         let (queries, keys) = (tensor(q, m, d)?, tensor(k, n, d)?);
         let mut p = copied(&queries.matmul(&keys.t()?)?)?;
-        self.attention.soften(&mut p, range);
+        self.attention.normalize(&mut p, range);
         let means = copied(&tensor(p.clone(), m, n)?.matmul(&tensor(features, n, width)?)?)?;
         let (mut kbar, mut vbar, mut x) = (Vec::new(), Vec::new(), Vec::new());
         let mut factors = Factors::new(d);
@@ -237,7 +240,7 @@ impl CustomOp2 for Lla {
     }
 
     fn bwd(&self, qkv: &Tensor, theta: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Attention { heads, kv_heads, head_dim: d, scale, .. } = self.attention;
+        let Attention { heads, kv_heads, head_dim: d, .. } = self.attention;
         let (grads, thetas) = (copied(grad)?, copied(theta)?);
         let solved = match self.solved.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(solved) => solved,
@@ -252,7 +255,7 @@ impl CustomOp2 for Lla {
             for head in 0..heads {
                 self.attention.take_head(&grads, heads, head, range, None, &mut out);
             }
-            let [dq, dk, dv, d_ridge] = solved.gradients(out, scale)?;
+            let [dq, dk, dv, d_ridge] = solved.gradients(out, self.scale)?;
             let parts = [(0, dq, Some(&rope)), (heads, dk, Some(&rope)), (heads + kv_heads, dv, None)];
             for (first, part, rope) in parts {
                 for (head, part) in part.chunks_exact(n * d).enumerate() {

@@ -15,11 +15,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use self::ops::{CrossEntropy, RmsNorm, SwiGlu, Targets};
 pub use self::rows::Rows;
-use self::{
-    attention::Attention,
+pub(crate) use self::{
+    attention::{Attention, Weighting},
     lla::Lla,
-    ops::{CrossEntropy, RmsNorm, SwiGlu, Targets},
 };
 use crate::ZooError;
 
@@ -57,6 +57,8 @@ pub enum Mixer {
     /// Softmax attention.
     #[default]
     Softmax,
+    /// Linear attention with the feature map `elu + 1`.
+    Linear,
     /// Local linear attention; the ridge of a head is `ridge_floor + softplus` of a parameter.
     Lla {
         /// Above zero.
@@ -75,6 +77,8 @@ impl Mixer {
 pub const ROPE_THETA: f32 = 10_000.0;
 /// Added to the mean square in norms.
 pub const NORM_EPS: f32 = 1e-5;
+/// Name of the embeddings.
+const EMBEDDING: &str = "model.embed_tokens.weight";
 /// What the parameter of a ridge starts from: a ridge of about 1, the variance of a normed key.
 const RIDGE_START: f32 = 0.4;
 
@@ -82,7 +86,7 @@ impl Shape {
     /// Names and sizes of all parameters, under the names of the Llama family. The embedding is also the output matrix.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab, self.hidden])];
+        let mut all = vec![(EMBEDDING.to_owned(), vec![self.vocab, self.hidden])];
         for layer in 0..self.layers {
             let mut add = |name: &str, shape: Vec<usize>| all.push((format!("model.layers.{layer}.{name}"), shape));
             add("input_layernorm.weight", vec![self.hidden]);
@@ -190,29 +194,38 @@ impl Net {
 
     /// One pass: the normed outputs of the last layer, `[rows, hidden]`.
     pub fn hidden(&self, rows: &Arc<Rows>) -> Result<Tensor, ZooError> {
+        let ids = Tensor::new(rows.tokens.as_slice(), &Device::Cpu)?;
+        self.layers(self.get(EMBEDDING)?.index_select(&ids, 0)?, rows)
+    }
+
+    /// The table of the embeddings, `[vocab, hidden]`, which is the output matrix too.
+    pub(crate) fn embedding(&self) -> Result<&Tensor, ZooError> {
+        self.get(EMBEDDING)
+    }
+
+    /// From embeddings of rows to the normed outputs of the last layer, both `[rows, hidden]`.
+    pub(crate) fn layers(&self, mut xs: Tensor, rows: &Arc<Rows>) -> Result<Tensor, ZooError> {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attention = Attention { rows: rows.clone(), heads, kv_heads, head_dim, theta: ROPE_THETA, scale };
+        let weighting = Weighting::Softmax { scale };
+        let attention = Attention { rows: rows.clone(), heads, kv_heads, head_dim, theta: ROPE_THETA, weighting };
         let norm = RmsNorm { eps: NORM_EPS };
-        let ids = Tensor::new(rows.tokens.as_slice(), &Device::Cpu)?;
-        let mut xs = self.get("model.embed_tokens.weight")?.index_select(&ids, 0)?;
         for layer in 0..self.shape.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
             let normed = xs.apply_op2(self.get(&name("input_layernorm.weight"))?, norm)?;
-            let part = |part: &str| {
-                let heads = self.linear(&normed, &name(&format!("self_attn.{part}_proj")))?;
-                match part {
-                    "q" | "k" if self.shape.qk_norm => {
-                        Ok(heads.apply_op2(self.get(&name(&format!("self_attn.{part}_norm.weight")))?, norm)?)
-                    }
-                    _ => Ok::<_, ZooError>(heads),
-                }
-            };
-            let (q, k, v) = (part("q")?, part("k")?, part("v")?);
+            let part = |part: &str| self.linear(&normed, &name(&format!("self_attn.{part}_proj")));
+            let (mut q, mut k, v) = (part("q")?, part("k")?, part("v")?);
+            if self.shape.qk_norm {
+                q = q.apply_op2(self.get(&name("self_attn.q_norm.weight"))?, norm)?;
+                k = k.apply_op2(self.get(&name("self_attn.k_norm.weight"))?, norm)?;
+            }
             let mixed = match self.shape.mixer {
                 Mixer::Softmax => q.apply_op3(&k, &v, attention.clone())?,
+                Mixer::Linear => {
+                    q.apply_op3(&k, &v, Attention { weighting: Weighting::Linear, ..attention.clone() })?
+                }
                 Mixer::Lla { ridge_floor } => Tensor::cat(&[q, k, v], 1)?
-                    .apply_op2(self.get(&name("self_attn.ridge"))?, Lla::new(attention.clone(), ridge_floor))?,
+                    .apply_op2(self.get(&name("self_attn.ridge"))?, Lla::new(attention.clone(), scale, ridge_floor))?,
             };
             xs = (xs + self.linear(&mixed, &name("self_attn.o_proj"))?)?;
             let normed = xs.apply_op2(self.get(&name("post_attention_layernorm.weight"))?, norm)?;
@@ -226,7 +239,7 @@ impl Net {
     /// Logits of some rows of [`Self::hidden`], `[wanted, vocab]`.
     pub fn logits(&self, hidden: &Tensor, wanted: &[u32]) -> Result<Tensor, ZooError> {
         let wanted = Tensor::new(wanted, &Device::Cpu)?;
-        Ok(hidden.index_select(&wanted, 0)?.matmul(&self.get("model.embed_tokens.weight")?.t()?)?)
+        Ok(hidden.index_select(&wanted, 0)?.matmul(&self.get(EMBEDDING)?.t()?)?)
     }
 }
 
@@ -252,7 +265,7 @@ pub(crate) fn arg_max(row: &[f32]) -> u32 {
 }
 
 /// A draw from the standard normal distribution (Box and Muller).
-fn normal(rng: &mut ChaCha8Rng) -> f32 {
+pub(crate) fn normal(rng: &mut ChaCha8Rng) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
 }

@@ -69,6 +69,11 @@ fn gradients_are_those_of_finite_differences() {
 }
 
 #[test]
+fn gradients_of_linear_attention_are_those_of_finite_differences() {
+    check_gradients(&net(Shape { mixer: Mixer::Linear, ..shape() }));
+}
+
+#[test]
 fn gradients_of_local_linear_attention_are_those_of_finite_differences() {
     check_gradients(&net(local_linear()));
 }
@@ -97,7 +102,7 @@ fn check_gradients(net: &Net) {
 
 #[test]
 fn a_row_sees_what_it_is_told_to_and_nothing_else() {
-    for shape in [shape(), local_linear()] {
+    for shape in [shape(), local_linear(), Shape { mixer: Mixer::Linear, ..shape() }] {
         check_visibility(&net(shape));
     }
 }
@@ -163,9 +168,15 @@ fn local_linear_attention_has_the_gradients_of_the_golden_vector() {
         rows.push(0, 0, [0..row + 1, 0..0]);
     }
     rows.close(0);
-    let attention =
-        Attention { rows: Arc::new(rows), heads, kv_heads: heads, head_dim: d, theta: ROPE_THETA, scale: 0.25 };
-    let out = qkv.apply_op2(theta.as_tensor(), Lla::new(attention, 0.0)).unwrap();
+    let attention = Attention {
+        rows: Arc::new(rows),
+        heads,
+        kv_heads: heads,
+        head_dim: d,
+        theta: ROPE_THETA,
+        weighting: Weighting::Linear,
+    };
+    let out = qkv.apply_op2(theta.as_tensor(), Lla::new(attention, 0.25, 0.0)).unwrap();
     let error = |got: &Tensor, wanted: &Tensor| {
         let (got, wanted) = (ops::copied(got).unwrap(), ops::copied(wanted).unwrap());
         assert_eq!(got.len(), wanted.len());
