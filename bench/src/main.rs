@@ -2,7 +2,8 @@
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
-//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `soak` drives a running server with many clients that come and go.
+//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `mixers` reports the trainer's
+//! experiments on how rows mix. `soak` drives a running server with many clients that come and go.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
@@ -10,12 +11,14 @@ mod canvas;
 mod hardware;
 mod llama;
 mod llama_diffusion;
+mod mixers;
 mod prompts;
 mod report;
 mod soak;
 mod speed;
 mod sse;
 mod stats;
+mod svg;
 mod verify;
 mod zoo;
 
@@ -42,6 +45,8 @@ enum Command {
     Canvas(canvas::CanvasArgs),
     /// The built-in models on held-out problems: accuracy, tokens per forward, speed, and how they compare with the goals.
     Zoo(zoo::ZooArgs),
+    /// Tables and plots of how linear, softmax and local linear attention compare in training and on streams.
+    Mixers(mixers::MixersArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
 }
@@ -52,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Command::Verify(args) => verify::run(&args),
         Command::Canvas(args) => canvas::run(&args),
         Command::Zoo(args) => zoo::run(&args),
+        Command::Mixers(args) => mixers::run(&args),
         Command::Soak(args) => soak::run(&args),
     }
 }

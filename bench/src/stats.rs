@@ -55,6 +55,28 @@ impl Estimate {
     }
 }
 
+/// 97.5 % quantiles of Student's distribution for 1 to 30 degrees of freedom.
+const STUDENT: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+
+/// Mean of independent values with Student's interval; `None` without values, an interval without end for a single one.
+pub(crate) fn student(values: &[f64]) -> Option<Estimate> {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let half = match values.len() {
+        0 => return None,
+        1 => f64::INFINITY,
+        count => {
+            let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
+            // Beyond the table: less than 2 % too wide.
+            STUDENT[(count - 2).min(STUDENT.len() - 1)] * (variance / n).sqrt()
+        }
+    };
+    Some(Estimate { value: mean, low: mean - half, high: mean + half })
+}
+
 /// Share of `hits` in `trials` with Wilson's score interval; `None` without trials.
 pub(crate) fn wilson(hits: usize, trials: usize) -> Option<Estimate> {
     if trials == 0 {
@@ -167,6 +189,16 @@ mod tests {
 
     fn close(got: f64, expected: f64, tolerance: f64) {
         assert!((got - expected).abs() <= tolerance, "{got} is not {expected}");
+    }
+
+    #[test]
+    fn students_interval_is_that_of_the_table() {
+        assert_eq!(student(&[]), None);
+        assert_eq!(student(&[2.0]).unwrap().high, f64::INFINITY);
+        // Three values: deviation 1, so 4.303 / sqrt(3) to either side.
+        let Estimate { value, low, high } = student(&[1.0, 2.0, 3.0]).unwrap();
+        assert_eq!(value, 2.0);
+        assert!((high - 2.0 - 2.4843).abs() < 1e-3 && (2.0 - low - 2.4843).abs() < 1e-3, "{low} {high}");
     }
 
     #[test]

@@ -10,7 +10,6 @@ use super::{
     canvas::{local_leap, threshold, whole},
     exam::{Method, Question, sit},
     subject::Subject,
-    svg::{Point, Series, scatter},
     table::{Findings, Unit},
 };
 use crate::stats::{Estimate, accuracy_under_parallelism};

@@ -4,16 +4,16 @@
 //! |---|---|
 //! | [`exam`] | problems put to a model, and sums over its answers |
 //! | [`race`] | the same at batch 1 against the clock, in turns |
-//! | [`causal`], [`canvas`], [`curve`] | the parts |
+//! | [`causal`], [`linear`], [`canvas`], [`curve`] | the parts |
 //! | [`table`] | goals, and what is written |
 
 mod canvas;
 mod causal;
 mod curve;
 mod exam;
+mod linear;
 mod race;
 mod subject;
-mod svg;
 mod table;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
@@ -33,9 +33,12 @@ use table::Findings;
 /// Arguments of `zoo`.
 #[derive(Debug, Args)]
 pub(crate) struct ZooArgs {
-    /// Folder with one folder for each model: leapfrog-ar, leapfrog-cllm, leapfrog-diffusion, leapfrog-block.
+    /// Folder with one folder for each model: leapfrog-ar, leapfrog-cllm, leapfrog-diffusion, leapfrog-block, leapfrog-lla.
     #[arg(long, default_value = "models/builtin")]
     models: PathBuf,
+    /// Folder with the folder of leapfrog-lla-twin, which is not built in.
+    #[arg(long, default_value = "bench/models")]
+    twins: PathBuf,
     /// Problems of each task.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     problems: u64,
@@ -124,6 +127,8 @@ enum Part {
     Block,
     /// `leapfrog-diffusion` over thresholds.
     Curve,
+    /// `leapfrog-lla` against its softmax twin.
+    Lla,
 }
 
 /// Names of the models' folders.
@@ -131,6 +136,8 @@ const AR: &str = "leapfrog-ar";
 const CLLM: &str = "leapfrog-cllm";
 const DIFFUSION: &str = "leapfrog-diffusion";
 const BLOCK: &str = "leapfrog-block";
+const LLA: &str = "leapfrog-lla";
+const LLA_TWIN: &str = "leapfrog-lla-twin";
 
 impl Part {
     fn models(self) -> &'static [&'static str] {
@@ -139,6 +146,7 @@ impl Part {
             Self::Cllm => &[AR, CLLM],
             Self::Diffusion | Self::Curve => &[DIFFUSION],
             Self::Block => &[BLOCK],
+            Self::Lla => &[LLA, LLA_TWIN],
         }
     }
 }
@@ -199,6 +207,7 @@ pub(crate) fn run(args: &ZooArgs) -> anyhow::Result<()> {
             Part::Cllm => causal::cllm(&setup, subject(CLLM)?, subject(AR)?, &questions, &mut findings)?,
             Part::Diffusion => canvas::diffusion(&setup, subject(DIFFUSION)?, &questions, &mut findings)?,
             Part::Block => canvas::block(&setup, subject(BLOCK)?, &questions, &mut findings)?,
+            Part::Lla => linear::lla(&setup, subject(LLA)?, subject(LLA_TWIN)?, &questions, &mut findings)?,
             Part::Curve => {
                 let few = first(&questions, args.curve_problems);
                 let out = args.out.as_deref();
@@ -237,9 +246,10 @@ fn subjects(args: &ZooArgs, parts: &[Part]) -> anyhow::Result<Vec<Subject>> {
         batch: args.batch,
     };
     let mut subjects = Vec::new();
-    for name in [AR, CLLM, DIFFUSION, BLOCK] {
+    for name in [AR, CLLM, DIFFUSION, BLOCK, LLA, LLA_TWIN] {
         if parts.iter().any(|part| part.models().contains(&name)) {
-            subjects.push(Subject::load(&args.models, name, settings)?);
+            let folder = if name == LLA_TWIN { &args.twins } else { &args.models };
+            subjects.push(Subject::load(folder, name, settings)?);
         } else {
             eprintln!("{name}: left out, no part of `--only` needs it");
         }

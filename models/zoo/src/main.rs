@@ -165,9 +165,10 @@ fn stream(args: &StreamArgs) -> anyhow::Result<()> {
         let means: Vec<f64> = errors.iter().map(|errors| errors.iter().sum::<f64>() / errors.len() as f64).collect();
         let mean = means.iter().sum::<f64>() / count;
         let by_segment = (0..args.segments).map(|segment| {
-            let part = segment * args.segment_len..(segment + 1) * args.segment_len;
+            let spans = args.segment_len / lab::SPAN;
+            let part = segment * spans..(segment + 1) * spans;
             let sum: f64 = errors.iter().map(|errors| errors[part.clone()].iter().sum::<f64>()).sum();
-            format!("{:.3}", sum / (count * args.segment_len as f64))
+            format!("{:.3}", sum / (count * spans as f64))
         });
         let by_segment: Vec<_> = by_segment.collect();
         println!("{estimator}: scale {scale}, ridge {ridge}: error {mean:.4}, by segment {}", by_segment.join(" "));

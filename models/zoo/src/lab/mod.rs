@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     recall::NUM_PAIRS,
-    stream::{Estimator, StreamSettings, Tuned, stream},
+    stream::{Estimator, SPAN, StreamSettings, Tuned, stream},
 };
 use crate::{Mixer, Net, Optimizer, Rows, Shape, ZooError};
 

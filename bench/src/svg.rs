@@ -8,22 +8,22 @@ const AREA: (f64, f64, f64, f64) = (70.0, 50.0, 560.0, 450.0);
 
 /// Points of one colour.
 #[derive(Debug, Clone)]
-pub(super) struct Series {
-    pub(super) name: String,
-    pub(super) colour: &'static str,
+pub(crate) struct Series {
+    pub(crate) name: String,
+    pub(crate) colour: &'static str,
     /// Whether the points are joined, in the order of `x`.
-    pub(super) joined: bool,
-    pub(super) points: Vec<Point>,
+    pub(crate) joined: bool,
+    pub(crate) points: Vec<Point>,
 }
 
 /// A point with the interval of its height and what hovering over it says.
 #[derive(Debug, Clone)]
-pub(super) struct Point {
-    pub(super) x: f64,
-    pub(super) y: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
-    pub(super) label: String,
+pub(crate) struct Point {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) label: String,
 }
 
 /// From data to pixels, along one axis.
@@ -61,7 +61,7 @@ impl Axis {
 }
 
 /// The picture.
-pub(super) fn scatter(title: &str, x_label: &str, y_label: &str, series: &[Series]) -> Result<String, std::fmt::Error> {
+pub(crate) fn scatter(title: &str, x_label: &str, y_label: &str, series: &[Series]) -> Result<String, std::fmt::Error> {
     let (left, top, right, bottom) = AREA;
     let points = || series.iter().flat_map(|series| &series.points);
     let x = Axis::new(points().map(|point| point.x), left, right);

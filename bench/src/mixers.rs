@@ -1,0 +1,242 @@
+//! How linear, softmax and local linear attention compare: tables and plots of what `leapfrog-zoo lab` and
+//! `leapfrog-zoo stream` wrote.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use zoo::lab::{Contender, Estimator, LabRun, Problem, SPAN, StreamSettings, Tuned};
+
+use crate::{
+    hardware::Hardware,
+    report,
+    stats::{Estimate, student},
+    svg::{Point, Series, scatter},
+};
+
+/// Arguments of `mixers`.
+#[derive(Debug, Args)]
+pub(crate) struct MixersArgs {
+    /// What `leapfrog-zoo lab` wrote: a JSON line for each run, all with the same settings.
+    #[arg(long)]
+    runs: PathBuf,
+    /// What `leapfrog-zoo stream` wrote; any number of files.
+    #[arg(long, value_delimiter = ',')]
+    streams: Vec<PathBuf>,
+    /// Folder for `summary.md`, `raw.json` and the plots.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// A file of `leapfrog-zoo stream`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Streams {
+    settings: StreamSettings,
+    estimators: Vec<Tuned>,
+}
+
+pub(crate) fn run(args: &MixersArgs) -> anyhow::Result<()> {
+    let name = args.runs.display().to_string();
+    let lines = fs::read_to_string(&args.runs).with_context(|| name.clone())?;
+    let runs: Vec<LabRun> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().context(name)?;
+    ensure!(!runs.is_empty(), "{} holds no run", args.runs.display());
+    ensure!(
+        runs.windows(2).all(|pair| pair[0].settings == pair[1].settings),
+        "{} holds runs with different settings, which cannot be compared",
+        args.runs.display()
+    );
+    let mut streams = Vec::new();
+    for path in &args.streams {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        streams.push(serde_json::from_str::<Streams>(&text).with_context(|| path.display().to_string())?);
+    }
+    let hardware = Hardware::read();
+    let mut text = format!(
+        "# Linear, softmax and local linear attention\n\nReported at commit {} on {} ({} cores). Intervals are 95 %, over seeds \
+         or streams (Student).\n",
+        hardware.commit.as_deref().unwrap_or("unknown"),
+        hardware.cpu,
+        hardware.cores
+    );
+    fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    for problem in Problem::ALL {
+        let runs: Vec<&LabRun> = runs.iter().filter(|run| run.problem == problem).collect();
+        if runs.is_empty() {
+            text.push_str(&format!("\n## {problem}\n\nNot run.\n"));
+            continue;
+        }
+        text.push_str(&trained(problem, &runs)?);
+        save(args, &format!("{problem}.svg"), &trained_plot(problem, &runs)?)?;
+    }
+    for (index, streams) in streams.iter().enumerate() {
+        text.push_str(&streamed(streams)?);
+        save(args, &format!("stream-{index}.svg"), &stream_plot(streams)?)?;
+    }
+    println!("{text}");
+    report::save(&args.out, &text, &serde_json::json!({ "hardware": hardware, "runs": runs, "streams": streams }))
+}
+
+fn save(args: &MixersArgs, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = args.out.join(name);
+    fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
+/// A figure of every run of a contender, by seed.
+fn figures(runs: &[&LabRun], contender: Contender, figure: &str) -> Vec<(u64, f64)> {
+    let own = runs.iter().filter(|run| run.contender == contender);
+    own.filter_map(|run| Some((run.seed, run.figures.iter().find(|(name, _)| name == figure)?.1))).collect()
+}
+
+fn estimate(values: &[(u64, f64)]) -> Option<Estimate> {
+    student(&values.iter().map(|(_, value)| *value).collect::<Vec<_>>())
+}
+
+/// `contender` less softmax attention, seed by seed.
+fn difference(runs: &[&LabRun], contender: Contender, figure: &str) -> Option<Estimate> {
+    let others = figures(runs, Contender::Softmax, figure);
+    let pairs = figures(runs, contender, figure).into_iter().filter_map(|(seed, value)| {
+        let (_, other) = others.iter().find(|(of, _)| *of == seed)?;
+        Some(value - other)
+    });
+    student(&pairs.collect::<Vec<_>>())
+}
+
+fn write(estimate: Option<Estimate>) -> String {
+    estimate.map_or("-".into(), |Estimate { value, low, high }| format!("{value:.3} ({low:.3} to {high:.3})"))
+}
+
+fn trained(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
+    let settings = runs[0].settings;
+    let about = match problem {
+        Problem::Recall => "Share of values named rightly, by number of pairs (higher is better).",
+        Problem::Regression => {
+            "Mean squared error relative to the variance of the values (lower is better): of all rows, and of the 16 that \
+             have so many points before them, or more."
+        }
+    };
+    let seeds = Contender::ALL.map(|contender| runs.iter().filter(|run| run.contender == contender).count());
+    let mut text = format!(
+        "\n## {problem}\n\n{about} {} steps of {} rows, peak learning rate {}, examined on {} unseen sequences; runs of each: \
+         {seeds:?} with seeds from 1 on; the same data for all in the same order.\n\n| figure |",
+        settings.steps, settings.rows, settings.learning_rate, settings.sequences
+    );
+    for contender in Contender::ALL {
+        text.push_str(&format!(" {contender} |"));
+    }
+    text.push_str(" local linear less softmax |\n|---|---|---|---|---|\n");
+    let names = runs[0].figures.iter().map(|(name, _)| name.as_str());
+    for name in names {
+        text.push_str(&format!("| {} |", name.replace('_', " ")));
+        for contender in Contender::ALL {
+            text.push_str(&format!(" {} |", write(estimate(&figures(runs, contender, name)))));
+        }
+        text.push_str(&format!(" {} |\n", write(difference(runs, Contender::Lla, name))));
+    }
+    text.push_str("| parameters |");
+    for contender in Contender::ALL {
+        let parameters = runs.iter().find(|run| run.contender == contender).map(|run| run.parameters.to_string());
+        text.push_str(&format!(" {} |", parameters.unwrap_or("-".into())));
+    }
+    text.push_str(" |\n| seconds of a run, one thread |");
+    for contender in Contender::ALL {
+        let seconds: Vec<f64> = runs.iter().filter(|run| run.contender == contender).map(|run| run.seconds).collect();
+        text.push_str(&format!(" {} |", student(&seconds).map_or("-".into(), |time| format!("{:.0}", time.value))));
+    }
+    text.push_str(" |\n");
+    Ok(text)
+}
+
+const COLOURS: [&str; 4] = ["#777777", "#1f77b4", "#ff7f0e", "#d62728"];
+
+/// The figures of each contender by the number in their names.
+fn trained_plot(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
+    let (title, x, y) = match problem {
+        Problem::Recall => ("Associative recall", "pairs", "share of values named rightly"),
+        Problem::Regression => ("In-context regression", "points before, at least", "relative squared error"),
+    };
+    let mut series = Vec::new();
+    for (contender, colour) in Contender::ALL.into_iter().zip([COLOURS[0], COLOURS[2], COLOURS[3]]) {
+        let mut points = Vec::new();
+        for (name, _) in &runs[0].figures {
+            let Some(at) = name.split('_').nth(1).and_then(|number| number.parse::<f64>().ok()) else { continue };
+            if let Some(Estimate { value, low, high }) = estimate(&figures(runs, contender, name)) {
+                points.push(Point { x: at, y: value, low, high, label: format!("{contender}, {at}: {value:.3}") });
+            }
+        }
+        series.push(Series { name: contender.to_string(), colour, joined: true, points });
+    }
+    Ok(scatter(title, x, y, &series)?)
+}
+
+/// Mean error of each stream over some spans.
+fn means(tuned: &Tuned, spans: std::ops::Range<usize>) -> Vec<f64> {
+    let count = spans.len() as f64;
+    tuned.errors.iter().map(|errors| errors[spans.clone()].iter().sum::<f64>() / count).collect()
+}
+
+fn streamed(Streams { settings, estimators }: &Streams) -> anyhow::Result<String> {
+    let StreamSettings { dim, segments, segment_len, spread, noise, validation, test } = *settings;
+    let (len, spans) = (segments * segment_len / SPAN, segment_len / SPAN);
+    ensure!(
+        estimators.iter().all(|tuned| tuned.errors.iter().all(|errors| errors.len() == len)),
+        "a stream is not {len} spans of {SPAN} pairs long"
+    );
+    let mut text = format!(
+        "\n## Test-time regression, keys {spread} wide around the centre of their segment\n\nNothing is trained: each estimator \
+         names the value of the next key from the pairs before it. {segments} segments of {segment_len} pairs, each with a \
+         linear map and a region of keys of its own; keys of {dim} features on the sphere; noise {noise}. Scale and ridge \
+         are the best of a grid on {validation} streams; squared errors, relative to the mean square of the values, on {test} \
+         others.\n\n| estimator | scale | ridge | all |"
+    );
+    for segment in 1..=segments {
+        text.push_str(&format!(" segment {segment} |"));
+    }
+    text.push_str(&format!("\n|---|---|---|---|{}\n", "---|".repeat(segments)));
+    for tuned in estimators {
+        let scale = match tuned.estimator {
+            Estimator::LinearAttention => "-".into(),
+            _ => tuned.scale.to_string(),
+        };
+        let ridge = match tuned.estimator {
+            Estimator::LinearAttention | Estimator::LocalConstant => "-".into(),
+            Estimator::GlobalLinear | Estimator::LocalLinear => tuned.ridge.to_string(),
+        };
+        text.push_str(&format!(
+            "| {} | {scale} | {ridge} | {} |",
+            tuned.estimator,
+            write(student(&means(tuned, 0..len)))
+        ));
+        for segment in 0..segments {
+            let part = segment * spans..(segment + 1) * spans;
+            text.push_str(&format!(" {} |", write(student(&means(tuned, part)))));
+        }
+        text.push('\n');
+    }
+    let best_first = {
+        let mut order: Vec<(f64, String)> = estimators
+            .iter()
+            .map(|tuned| {
+                (student(&means(tuned, 0..len)).map_or(f64::NAN, |all| all.value), tuned.estimator.to_string())
+            })
+            .collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        order.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(", ")
+    };
+    text.push_str(&format!("\nBest first: {best_first}.\n"));
+    Ok(text)
+}
+
+fn stream_plot(Streams { settings, estimators }: &Streams) -> anyhow::Result<String> {
+    let len = settings.segments * settings.segment_len;
+    let series = estimators.iter().zip(COLOURS).map(|(tuned, colour)| {
+        let points = (0..len / SPAN).filter_map(|span| {
+            let Estimate { value, low, high } = student(&means(tuned, span..span + 1))?;
+            let x = ((span * SPAN) + SPAN / 2) as f64;
+            Some(Point { x, y: value, low, high, label: format!("{}, {x}: {value:.3}", tuned.estimator) })
+        });
+        Series { name: tuned.estimator.to_string(), colour, joined: true, points: points.collect() }
+    });
+    let title = format!("Test-time regression, a new region and map every {} pairs", settings.segment_len);
+    Ok(scatter(&title, "pairs before", "relative squared error", &series.collect::<Vec<_>>())?)
+}
