@@ -18,6 +18,7 @@
 //! | `llama` | `LlamaForCausalLM`, `MistralForCausalLM` | causal | next | `llama` |
 //! | `qwen2` | `Qwen2ForCausalLM` | causal | next | `qwen2` |
 //! | `qwen3` | `Qwen3ForCausalLM` | causal | next | `qwen3` |
+//! | `leapfrog_lla` | `LeapfrogLlaForCausalLM` | causal, local linear | next | |
 //! | `llada` | `LLaDAModelLM` | full | same | `llada` |
 //! | `illada` | `ILLaDAForCausalLM` | full | same | |
 //! | `dream` | `DreamModel` | full | next | `dream` |
@@ -39,6 +40,7 @@ pub mod loader;
 pub mod reference;
 #[cfg(feature = "testing")]
 pub mod scripted;
+mod solver;
 pub mod source;
 pub mod text;
 
@@ -47,10 +49,11 @@ pub use backbone::{
     Visibility,
 };
 pub use builtin::BuiltIn;
-pub use config::{AttentionChoice, ConfigHints, Family, ModelConfig, RopeScaling};
+pub use config::{AttentionChoice, ConfigHints, Family, LlaConfig, MixerConfig, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{Activations, LoadSummary, Quantize, WeightStore};
+pub use solver::SolverReport;
 pub use source::{DiffusionHints, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
 pub use text::{ChatTemplate, Tokenizer};
 
