@@ -27,6 +27,8 @@
 //! | `a2d` | `A2DQwen3LMHeadModel`, `A2DQwen2LMHeadModel`, `A2DLlamaLMHeadModel` | full (mdlm) or blocks of 32 from the end of the prompt (bd3lm) | same | |
 //! | `llada_moe` | `LLaDAMoEModel`, `LLaDAMoEModelLM` | full | same | `llada-moe` |
 //! | `llada2` | `LLaDA2MoeModelLM` | blocks of 32 | same | |
+//!
+//! `models/docs/lla.md` has the config keys and tensors of `leapfrog_lla`.
 
 pub mod arch;
 pub mod backbone;
