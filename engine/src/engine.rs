@@ -30,6 +30,7 @@ use crate::{
     scheduler::RowBudget,
     sequence::{EventSender, Job, SequenceContext},
     settings::{EngineSettings, PAGE_LEN},
+    solver::SolverMetrics,
     worker::{Command, DecoderFactory, Worker},
 };
 
@@ -291,7 +292,7 @@ fn prepare(
         let cost = calibrate(backbone.as_mut(), &mut kv)?;
         Ok((kv, cost))
     })?;
-    let metrics = Metrics::new();
+    let metrics = Metrics { solver: spec.has_solver.then(SolverMetrics::new), ..Metrics::new() };
     metrics.pages_total.set(num_pages as i64);
     let occupancy = Arc::new(Occupancy::default());
     let (commands, receiver) = mpsc::unbounded_channel();

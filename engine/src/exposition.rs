@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, solver::SolverMetrics};
 
 /// Instruments of one kind, told apart by labels. A `Family` of the client library could not be written under the label
 /// of its engine. Clones share the instruments.
@@ -95,6 +95,24 @@ impl Page<'_, '_> {
         Ok(())
     }
 
+    /// An instrument of the engines whose models solve systems. Without such an engine the name is left out.
+    pub(crate) fn solver<M: EncodeMetric + TypedMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        of: fn(&SolverMetrics) -> &M,
+    ) -> fmt::Result {
+        let mut engines = self.engines.iter().filter_map(|(model, m)| Some((model, m.solver.as_ref()?))).peekable();
+        if engines.peek().is_none() {
+            return Ok(());
+        }
+        let mut encoder = self.encoder.encode_descriptor(name, &format!("{help}."), None, M::TYPE)?;
+        for (model, metrics) in engines {
+            of(metrics).encode(encoder.encode_family(&Labels { model, more: None })?)?;
+        }
+        Ok(())
+    }
+
     /// Instruments that every engine has for some labels. A name without samples is left out.
     pub(crate) fn by<L, M>(&mut self, name: &str, help: &str, of: fn(&Metrics) -> &ByLabels<L, M>) -> fmt::Result
     where
@@ -129,6 +147,7 @@ impl EncodeLabelSet for Labels<'_> {
 
 #[cfg(test)]
 mod tests {
+    use models::SolverReport;
     use prometheus_client::{encoding::text, registry::Registry};
 
     use super::*;
@@ -173,5 +192,47 @@ mod tests {
             assert!(seen.insert(key), "twice: {key}");
         }
         assert!(!page.contains("leapfrog_slots_decided"), "a name without samples: {page}");
+        assert!(!page.contains("leapfrog_lla"), "no model solves systems: {page}");
+    }
+
+    #[test]
+    fn only_engines_that_solve_systems_say_how_that_went() {
+        let solving = Metrics { solver: Some(SolverMetrics::new()), ..Metrics::new() };
+        let report = SolverReport {
+            num_queries: 12,
+            iterations: vec![1, 0, 0, 8, 0, 3],
+            num_capped: 3,
+            num_frozen: 2,
+            num_fallbacks: 4,
+            num_weak_ridges: 5,
+            largest_eta: 6.5,
+            changes: vec![0.25, f64::NAN, 1.25],
+        };
+        let solver = solving.solver.as_ref().unwrap();
+        solver.observe(&report);
+        solver.observe(&SolverReport { largest_eta: 0.5, changes: vec![], ..report });
+        let page = page(vec![("plain".into(), Metrics::new()), ("lla".into(), solving)]);
+        for line in [
+            "# TYPE leapfrog_lla_queries counter",
+            r#"leapfrog_lla_queries_total{model="lla"} 24"#,
+            "# TYPE leapfrog_lla_iterations histogram",
+            r#"leapfrog_lla_iterations_sum{model="lla"} 78.0"#,
+            r#"leapfrog_lla_iterations_count{model="lla"} 24"#,
+            r#"leapfrog_lla_iterations_bucket{le="1.0",model="lla"} 2"#,
+            r#"leapfrog_lla_iterations_bucket{le="3.0",model="lla"} 18"#,
+            r#"leapfrog_lla_iterations_bucket{le="6.0",model="lla"} 24"#,
+            r#"leapfrog_lla_capped_total{model="lla"} 6"#,
+            r#"leapfrog_lla_frozen_total{model="lla"} 4"#,
+            r#"leapfrog_lla_fallbacks_total{model="lla"} 8"#,
+            r#"leapfrog_lla_weak_ridges_total{model="lla"} 10"#,
+            "# TYPE leapfrog_lla_largest_eta gauge",
+            r#"leapfrog_lla_largest_eta{model="lla"} 6.5"#,
+            r#"leapfrog_lla_change_sum{model="lla"} 1.5"#,
+            r#"leapfrog_lla_change_count{model="lla"} 2"#,
+        ] {
+            assert!(page.lines().any(|there| there == line), "{line}\n{page}");
+        }
+        let of_plain = |line: &str| line.contains("leapfrog_lla") && line.contains(r#"model="plain""#);
+        assert!(!page.lines().any(of_plain), "{page}");
     }
 }

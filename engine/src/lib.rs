@@ -23,6 +23,7 @@ mod scheduler;
 mod score;
 mod sequence;
 mod settings;
+mod solver;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod worker;

@@ -15,6 +15,7 @@ use crate::{
     event::DiffusionStats,
     exposition::{ByLabels, Page},
     sequence::Applied,
+    solver::SolverMetrics,
 };
 
 /// Kinds of tokens.
@@ -109,6 +110,8 @@ pub(crate) struct Metrics {
     pub(crate) pages_used: Gauge,
     pub(crate) pages_cached: Gauge,
     pub(crate) pages_total: Gauge,
+    /// Only engines of models with [`models::BackboneSpec::has_solver`] have it.
+    pub(crate) solver: Option<SolverMetrics>,
 }
 
 fn seconds() -> Histogram {
@@ -150,6 +153,7 @@ impl Metrics {
             pages_used: Gauge::default(),
             pages_cached: Gauge::default(),
             pages_total: Gauge::default(),
+            solver: None,
         }
     }
 
@@ -184,7 +188,8 @@ impl Metrics {
         page.one("kv_pages_used", "KV pages in use", |m| &m.pages_used)?;
         let cached = "KV pages that nobody uses and whose content can still be shared";
         page.one("kv_pages_cached", cached, |m| &m.pages_cached)?;
-        page.one("kv_pages", "KV pages in all", |m| &m.pages_total)
+        page.one("kv_pages", "KV pages in all", |m| &m.pages_total)?;
+        SolverMetrics::write(page)
     }
 
     /// How the canvas of a request was filled.

@@ -273,6 +273,9 @@ impl Worker {
             Ok(result) => result.map_err(|error| RequestError::Forward(error.to_string()))?,
             Err(_) => return Err(RequestError::Forward("the model panicked; see the log".into())),
         };
+        if let (Some(metrics), Some(report)) = (&self.metrics.solver, logits.solver()) {
+            metrics.observe(report);
+        }
         if logits.num_rows() == batch.num_scored() {
             Ok(logits)
         } else {

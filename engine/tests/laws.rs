@@ -169,8 +169,10 @@ proptest! {
 
 #[test]
 fn a_random_llama_in_f64_never_diverges() {
-    for seed in 0..6 {
-        let llama = || model(ReferenceLlama::random(ReferenceConfig::default(), seed)).unwrap();
+    // The same with local linear attention.
+    for (seed, ridge) in (0..6).zip([None, Some(0.5)].into_iter().cycle()) {
+        let config = ReferenceConfig { ridge, ..ReferenceConfig::default() };
+        let llama = || model(ReferenceLlama::random(config, seed)).unwrap();
         let mut harness = Harness::new(llama(), settings()).unwrap();
         for case in 0..8u32 {
             let prompt: Vec<u32> = (0..1 + case * 2).map(|i| (i * 7 + case * 5 + seed as u32) % 40).collect();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{KvCache, ModelError, PageId, TokenId};
+use crate::{KvCache, ModelError, PageId, SolverReport, TokenId};
 
 /// Wires weights into one forward pass. Knows nothing of decoding strategies.
 pub trait Backbone: Send {
@@ -38,6 +38,8 @@ pub struct BackboneSpec {
     pub mask_id: Option<TokenId>,
     /// Shape of the keys and values that one position stores.
     pub kv: KvLayout,
+    /// Whether its attention solves a system for each query, so that passes come with a [`SolverReport`].
+    pub has_solver: bool,
     /// Number of parameters, embeddings included, each counted once.
     pub num_params: usize,
     /// Memory that the weights occupy, in bytes.
@@ -212,11 +214,12 @@ impl ForwardBatch<'_> {
     }
 }
 
-/// Scores of the wanted rows, `[rows, vocab]`, f32, on the host.
+/// Scores of the wanted rows, `[rows, vocab]`, f32, on the host; and how the pass that made them fared.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
     vocab_size: usize,
+    solver: Option<SolverReport>,
 }
 
 impl Logits {
@@ -225,7 +228,18 @@ impl Logits {
         if vocab_size == 0 || !values.len().is_multiple_of(vocab_size) {
             return Err(ModelError::BadLogits { len: values.len(), vocab_size });
         }
-        Ok(Self { values, vocab_size })
+        Ok(Self { values, vocab_size, solver: None })
+    }
+
+    /// The same with the report of the pass's solvers.
+    pub fn with_solver(self, report: SolverReport) -> Self {
+        Self { solver: Some(report), ..self }
+    }
+
+    /// How the systems of the pass fared, over all rows, also those that are not scored; `None` unless the model's
+    /// attention solves systems ([`BackboneSpec::has_solver`]).
+    pub fn solver(&self) -> Option<&SolverReport> {
+        self.solver.as_ref()
     }
 
     /// Number of rows.

@@ -18,6 +18,7 @@
 //! | `llama` | `LlamaForCausalLM`, `MistralForCausalLM` | causal | next | `llama` |
 //! | `qwen2` | `Qwen2ForCausalLM` | causal | next | `qwen2` |
 //! | `qwen3` | `Qwen3ForCausalLM` | causal | next | `qwen3` |
+//! | `leapfrog_lla` | `LeapfrogLlaForCausalLM` | causal, local linear | next | |
 //! | `llada` | `LLaDAModelLM` | full | same | `llada` |
 //! | `illada` | `ILLaDAForCausalLM` | full | same | |
 //! | `dream` | `DreamModel` | full | next | `dream` |
@@ -26,6 +27,8 @@
 //! | `a2d` | `A2DQwen3LMHeadModel`, `A2DQwen2LMHeadModel`, `A2DLlamaLMHeadModel` | full (mdlm) or blocks of 32 from the end of the prompt (bd3lm) | same | |
 //! | `llada_moe` | `LLaDAMoEModel`, `LLaDAMoEModelLM` | full | same | `llada-moe` |
 //! | `llada2` | `LLaDA2MoeModelLM` | blocks of 32 | same | |
+//!
+//! `models/docs/lla.md` has the config keys and tensors of `leapfrog_lla`.
 
 pub mod arch;
 pub mod backbone;
@@ -39,6 +42,7 @@ pub mod loader;
 pub mod reference;
 #[cfg(feature = "testing")]
 pub mod scripted;
+mod solver;
 pub mod source;
 pub mod text;
 
@@ -47,10 +51,11 @@ pub use backbone::{
     Visibility,
 };
 pub use builtin::BuiltIn;
-pub use config::{AttentionChoice, ConfigHints, Family, ModelConfig, RopeScaling};
+pub use config::{AttentionChoice, ConfigHints, Family, LlaConfig, MixerConfig, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{Activations, LoadSummary, Quantize, WeightStore};
+pub use solver::SolverReport;
 pub use source::{DiffusionHints, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
 pub use text::{ChatTemplate, Tokenizer};
 

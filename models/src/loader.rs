@@ -255,13 +255,15 @@ impl WeightStore {
         let bytes = reordered.as_deref().unwrap_or(&self.files[entry.file][entry.bytes.clone()]);
         let values = to_f32(entry.stored, bytes)?;
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-            return Err(ModelError::BadConfig {
-                origin: self.origin.clone(),
-                reason: format!("tensor `{name}` contains {value}"),
-            });
+            return Err(self.bad_value(name, &value.to_string()));
         }
         self.note(entry.stored, GgmlType::F32, len * size_of::<f32>());
         Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+    }
+
+    /// The refusal of a tensor because of a value in it.
+    pub(crate) fn bad_value(&self, name: &str, value: &str) -> ModelError {
+        ModelError::BadConfig { origin: self.origin.clone(), reason: format!("tensor `{name}` contains {value}") }
     }
 
     /// Refuses tensors that nobody read, and logs what was loaded.

@@ -1,6 +1,12 @@
-//! A Llama in f64, written for clarity: the truth that faster forward passes and all decoders are tested against.
+//! A Llama in f64, with softmax or local linear attention, written for clarity: the truth that faster forward passes and
+//! all decoders are tested against.
 
 use std::collections::HashMap;
+
+use kernels::{
+    LlaPlan, LlaRow,
+    reference::{LlaInputs, LlaShape, lla},
+};
 
 use crate::{
     AttentionKind, Backbone, BackboneSpec, ForwardBatch, KvCache, KvLayout, LogitAlignment, Logits, ModelError, PageId,
@@ -24,11 +30,22 @@ pub struct ReferenceConfig {
     pub head_dim: usize,
     /// Width of the MLP.
     pub inner: usize,
+    /// Ridge of all heads, for local linear attention; `None` is softmax attention.
+    pub ridge: Option<f64>,
 }
 
 impl Default for ReferenceConfig {
     fn default() -> Self {
-        Self { vocab_size: 40, context_len: 128, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 4, inner: 24 }
+        Self {
+            vocab_size: 40,
+            context_len: 128,
+            num_layers: 2,
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 4,
+            inner: 24,
+            ridge: None,
+        }
     }
 }
 
@@ -109,6 +126,7 @@ impl ReferenceLlama {
             alignment: LogitAlignment::NextSlot,
             mask_id: None,
             kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
+            has_solver: false,
             num_params: 0,
             weight_bytes: 0,
         };
@@ -137,7 +155,10 @@ impl ReferenceLlama {
             let seen = (0..=position)
                 .map(|p| self.kv.get(&slot(p)).ok_or(ModelError::UnwrittenPosition { position: p }))
                 .collect::<Result<Vec<_>, _>>()?;
-            let mixed = self.attend(&query, &seen);
+            let mixed = match self.config.ridge {
+                Some(ridge) => self.attend_locally(&query, &seen, ridge)?,
+                None => self.attend(&query, &seen),
+            };
             add(&mut x, &layer.output.apply(&mixed));
             let normed = rms_norm(&x);
             let gated = layer.gate.apply(&normed).into_iter().zip(layer.up.apply(&normed));
@@ -164,6 +185,26 @@ impl ReferenceLlama {
             }
         }
         mixed
+    }
+}
+
+impl ReferenceLlama {
+    /// Local linear attention, as the kernels' own reference has it.
+    fn attend_locally(&self, query: &[f64], seen: &[&KeyValue], ridge: f64) -> Result<Vec<f64>, ModelError> {
+        let ReferenceConfig { head_dim, num_heads, num_kv_heads, .. } = self.config;
+        // All positions as one page, `[kv_heads, positions, head_dim]`.
+        let page = |part: fn(&KeyValue) -> &[f64]| -> Vec<f64> {
+            let heads = (0..num_kv_heads).flat_map(|head| seen.iter().map(move |kv| &part(kv)[head * head_dim..]));
+            heads.flat_map(|values| values[..head_dim].iter().copied()).collect()
+        };
+        let (keys, values) = (page(|kv| kv.0.as_slice()), page(|kv| kv.1.as_slice()));
+        let row = LlaRow { table: 0, visible_start: 0, visible_end: seen.len() };
+        let plan = LlaPlan::new(vec![vec![0]], vec![row], seen.len())?;
+        let scale = (head_dim as f64).sqrt().recip();
+        let inputs = LlaInputs { q: query, keys: &keys, values: &values, ridge: &vec![ridge; num_heads], scale };
+        let shape = LlaShape { num_heads, num_kv_heads, key_dim: head_dim, value_dim: head_dim };
+        let solutions = lla(&inputs, &plan, shape).expect("a ridge that is not lost beside random keys");
+        Ok(solutions.into_iter().flat_map(|solution| solution.output).collect())
     }
 }
 

@@ -70,6 +70,7 @@ impl Scripted {
             alignment: LogitAlignment::NextSlot,
             mask_id: None,
             kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
+            has_solver: false,
             num_params: 0,
             weight_bytes: 0,
         };

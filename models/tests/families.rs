@@ -163,6 +163,7 @@ fn an_unknown_architecture_is_told_all_known_ones() {
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
         "MistralForCausalLM",
+        "LeapfrogLlaForCausalLM",
         "LLaDAModelLM",
         "ILLaDAForCausalLM",
         "DreamModel",

@@ -1,5 +1,5 @@
-//! Logits of every family against Hugging Face transformers on tiny random checkpoints (`golden/README.md`), and of
-//! one against candle-transformers.
+//! Logits of every family against Hugging Face transformers, or a reference in f64 where that has none, on tiny random
+//! checkpoints (`golden/README.md`); and of one family against candle-transformers.
 #![expect(clippy::unwrap_used, reason = "a failed step of a test may stop it where it stands")]
 
 mod common;
@@ -11,7 +11,7 @@ use models::{
     source::load,
 };
 
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 10] = [
     "llama-gqa-tied",
     "llama-mha-bias",
     "llama-untied-linear-rope",
@@ -20,6 +20,8 @@ const FOLDERS: [&str; 8] = [
     "qwen2",
     "qwen3",
     "qwen3-untied",
+    "lla/tied",
+    "lla/window",
 ];
 
 fn backbone(name: &str, quantize: Option<Quantize>) -> Box<dyn Backbone> {
@@ -44,7 +46,7 @@ fn prompts(name: &str) -> Vec<(String, Vec<TokenId>)> {
 }
 
 #[test]
-fn every_family_matches_transformers() {
+fn every_family_matches_its_reference() {
     for name in FOLDERS {
         let mut model = backbone(name, None);
         let expected = candle_core::safetensors::load(golden(name).join("logits.safetensors"), &Device::Cpu).unwrap();
@@ -60,7 +62,13 @@ fn every_family_matches_transformers() {
 
 #[test]
 fn chunks_and_neighbours_do_not_change_a_bit() {
-    for (name, quantize) in [("llama-gqa-tied", None), ("qwen3", None), ("qwen2", Some(Quantize::Q8_0))] {
+    for (name, quantize) in [
+        ("llama-gqa-tied", None),
+        ("qwen3", None),
+        ("qwen2", Some(Quantize::Q8_0)),
+        ("lla/tied", Some(Quantize::Q8_0)),
+        ("lla/window", None),
+    ] {
         let mut model = backbone(name, quantize);
         let (_, ids) = prompts(name).pop().unwrap();
         let whole = logits(model.as_mut(), &ids, &[33]);

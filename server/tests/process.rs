@@ -331,3 +331,99 @@ fn two_models_are_served_at_once() {
     let log = server.log.lock().unwrap().join("\n");
     assert!(log.contains("ready: copy, leapfrog-ar on ") && log.contains("model=\"leapfrog-ar\""), "{log}");
 }
+
+/// A `tokenizer.json` whose token `b` is the byte `b`, for the first 128 bytes.
+fn ascii_tokenizer() -> serde_json::Value {
+    let printable = |byte: u32| matches!(byte, 33..=126);
+    // The byte-level alphabet writes unprintable bytes as the code points from 256 on, in their order.
+    let spelled = |byte: u32| match byte {
+        _ if printable(byte) => byte,
+        127 => 256 + 33,
+        _ => 256 + byte,
+    };
+    let vocab: serde_json::Map<_, _> =
+        (0..128).map(|byte| (char::from_u32(spelled(byte)).unwrap().to_string(), byte.into())).collect();
+    serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    })
+}
+
+/// The JSON of a reply, whose body comes in one piece.
+fn body(reply: &str) -> serde_json::Value {
+    let body = reply.split_once("\r\n\r\n").unwrap().1;
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {reply}"))
+}
+
+/// The text of a stream of a chat.
+fn streamed(reply: &str) -> String {
+    assert!(reply.contains("data: [DONE]"), "{reply}");
+    let chunks = reply.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| data.starts_with('{'));
+    let chunks = chunks.map(|data| serde_json::from_str::<serde_json::Value>(data).unwrap());
+    chunks.filter_map(|chunk| Some(chunk["choices"][0]["delta"]["content"].as_str()?.to_owned())).collect()
+}
+
+#[test]
+#[cfg(unix)]
+fn a_model_with_local_linear_attention_is_served_as_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = folder.path().join("tiny-lla");
+    std::fs::create_dir(&tiny).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden/lla/tied");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(file), tiny.join(file)).unwrap();
+    }
+    std::fs::write(tiny.join("tokenizer.json"), ascii_tokenizer().to_string()).unwrap();
+    let template = folder.path().join("chat.jinja");
+    std::fs::write(&template, "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}").unwrap();
+    let (tiny, template) = (tiny.to_str().unwrap(), template.to_str().unwrap());
+    let mut server = Server::start(&["--model", tiny, "--model", "leapfrog-ar", "--chat-template", template]);
+    let chat = |more: &str| {
+        let common = r#""messages": [{"role": "user", "content": "leap"}], "max_tokens": 20, "ignore_eos": true"#;
+        server.reply("POST /v1/chat/completions", &format!("{{{common}, {more}}}"))
+    };
+
+    let text = |more: &str| body(&chat(more))["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let ar = text(r#""temperature": 0.8, "seed": 3, "decoding": {"strategy": "ar"}"#);
+    let jacobi = r#""temperature": 0.8, "seed": 3, "decoding": {"strategy": "jacobi", "width": 8, "adaptive": false}"#;
+    assert_eq!(text(jacobi), ar);
+    assert_eq!(streamed(&chat(&format!(r#"{jacobi}, "stream": true"#))), ar);
+    let reply = body(&chat(r#""temperature": 1, "seed": 5, "n": 3, "logprobs": true, "top_logprobs": 2"#));
+    let choices = reply["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    assert_ne!(choices[0]["message"], choices[1]["message"]);
+    for choice in choices {
+        let entries = choice["logprobs"]["content"].as_array().unwrap();
+        assert_eq!((entries.len(), entries[0]["top_logprobs"].as_array().unwrap().len()), (20, 2));
+        assert!(entries.iter().all(|entry| entry["logprob"].as_f64().unwrap() < 0.0), "{choice}");
+    }
+    let other = r#"{"model": "leapfrog-ar", "prompt": "1+1", "max_tokens": 2, "ignore_eos": true}"#;
+    server.reply("POST /v1/completions", other);
+    let completion = r#"{"prompt": "leap", "max_tokens": 4, "ignore_eos": true, "echo": true, "logprobs": 1}"#;
+    let completion = body(&server.reply("POST /v1/completions", completion));
+    assert_eq!(completion["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 8, "{completion}");
+
+    let page = server.reply("GET /metrics", "");
+    let value = |name: &str| -> f64 {
+        let start = format!("leapfrog_{name}{{model=\"tiny-lla\"}} ");
+        let found = page.lines().find_map(|line| line.strip_prefix(&start));
+        found.unwrap_or_else(|| panic!("{name}\n{page}")).parse().unwrap()
+    };
+    // Two layers of four heads.
+    let queries = value("forward_rows_total") * 8.0;
+    assert!(queries > 1000.0);
+    for name in ["lla_queries_total", "lla_iterations_count"] {
+        assert_eq!(value(name), queries, "{name}");
+    }
+    assert!(value("lla_iterations_sum") > queries && value("lla_largest_eta") > 1.0);
+    assert_eq!(value("lla_change_count"), value("forward_passes_total") * 2.0);
+    for name in ["lla_capped_total", "lla_frozen_total", "lla_fallbacks_total", "lla_weak_ridges_total"] {
+        assert!(value(name) < queries / 100.0, "{name}");
+    }
+    let other = |line: &str| line.starts_with("leapfrog_lla") && line.contains("leapfrog-ar");
+    assert!(!page.lines().any(other), "{page}");
+    server.signal("TERM");
+    assert_eq!(server.exit_code(), Some(0));
+}

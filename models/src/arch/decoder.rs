@@ -1,15 +1,17 @@
 //! The pre-norm transformer of all families.
 //!
 //! What sets the families apart is in the config: names and biases, norms on the heads of q and k, how much of a head
-//! RoPE rotates and how it is stretched, a head of its own or the transposed embeddings, one MLP or experts. Whether a
-//! row sees what comes after it is said by the batch, so causal and diffusion models are the same code.
+//! RoPE rotates and how it is stretched, softmax or local linear attention, a head of its own or the transposed
+//! embeddings, one MLP or experts. Whether a row sees what comes after it is said by the batch, so causal and diffusion
+//! models are the same code.
 
 use candle_core::Tensor;
 use kernels::{AttentionPlan, PlanRow};
 
 use crate::{
     Backbone, BackboneSpec, ForwardBatch, KvCache, KvLayout, Logits, ModelConfig, ModelError, Segment,
-    layers::{Attention, Embedding, FeedForward, Linear, Rope},
+    config::MixerConfig,
+    layers::{Attention, Embedding, FeedForward, Linear, Pass, Rope},
     loader::WeightStore,
 };
 
@@ -66,6 +68,7 @@ impl Transformer {
                 num_kv_heads: config.num_kv_heads,
                 head_dim: config.head_dim,
             },
+            has_solver: matches!(config.mixer, MixerConfig::LocalLinear(_)),
             num_params,
             weight_bytes,
         };
@@ -73,7 +76,8 @@ impl Transformer {
         Ok(Self { spec, embedding, layers, norm, head, rope, norm_eps: config.norm_eps as f32 })
     }
 
-    fn logits(&self, xs: &Tensor) -> Result<Logits, ModelError> {
+    fn logits(&self, scored: Option<&Tensor>) -> Result<Logits, ModelError> {
+        let Some(xs) = scored else { return Logits::new(Vec::new(), self.spec.vocab_size) };
         let xs = kernels::rms_norm(xs, &self.norm, self.norm_eps)?;
         let logits = match &self.head {
             Some(head) => head.forward(&xs)?,
@@ -111,19 +115,20 @@ impl Backbone for Transformer {
         if batch.segments.is_empty() {
             return Logits::new(Vec::new(), self.spec.vocab_size);
         }
-        let plan = attention_plan(batch, kv)?;
+        let mut pass = Pass::new(attention_plan(batch, kv)?);
         self.rope.cover(batch.segments.iter().map(Segment::end).max().unwrap_or(0))?;
         let mut xs = self.embedding.forward(batch.segments.iter().flat_map(|segment| segment.tokens))?;
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = kernels::rms_norm(&xs, &layer.attention_norm, self.norm_eps)?;
-            xs = (xs + layer.attention.forward(&normed, &self.rope, &plan, kv.layer(index))?)?;
+            xs = (xs + layer.attention.forward(&normed, &self.rope, &mut pass, kv.layer(index))?)?;
             let normed = kernels::rms_norm(&xs, &layer.mlp_norm, self.norm_eps)?;
             xs = (xs + layer.mlp.forward(&normed)?)?;
         }
-        match scored_rows(&xs, batch)? {
-            Some(scored) => self.logits(&scored),
-            None => Logits::new(Vec::new(), self.spec.vocab_size),
-        }
+        let logits = self.logits(scored_rows(&xs, batch)?.as_ref())?;
+        Ok(match pass.solver {
+            Some(report) => logits.with_solver(report),
+            None => logits,
+        })
     }
 }
 

@@ -86,7 +86,7 @@ pub(crate) fn facts(
         origin,
     };
     let attention = match family {
-        Family::Llama | Family::Qwen2 | Family::Qwen3 => AttentionKind::Causal,
+        Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Lla => AttentionKind::Causal,
         Family::Llada | Family::Illada | Family::Dream | Family::LladaMoe => AttentionKind::Full,
         Family::Sdar => blocks(SDAR_BLOCK_LEN, BlockOrigin::Start),
         Family::FastDllmV2 | Family::Llada2 => blocks(BLOCK_LEN, BlockOrigin::Start),
@@ -109,7 +109,9 @@ pub(crate) fn facts(
         });
     }
     let alignment = match family {
-        Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Dream | Family::FastDllmV2 => LogitAlignment::NextSlot,
+        Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Lla | Family::Dream | Family::FastDllmV2 => {
+            LogitAlignment::NextSlot
+        }
         Family::Llada | Family::Illada | Family::Sdar | Family::A2d | Family::LladaMoe | Family::Llada2 => {
             LogitAlignment::SameSlot
         }
@@ -129,7 +131,7 @@ pub(crate) struct KnownMask {
 /// The mask token of `family`; `None` for causal families.
 pub(crate) fn known_mask(family: Family) -> Option<KnownMask> {
     let (spelling, id) = match family {
-        Family::Llama | Family::Qwen2 | Family::Qwen3 => return None,
+        Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::Lla => return None,
         Family::Llada => ("<|mdm_mask|>", Some(126_336)),
         Family::Illada => ("<[MASK]>", Some(5)),
         Family::LladaMoe | Family::Llada2 => ("<|mask|>", Some(156_895)),

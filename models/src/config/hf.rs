@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
-    ConfigHints, Family, ModelConfig, RopeScaling, diffusion, llada,
+    ConfigHints, Family, MixerConfig, ModelConfig, RopeScaling, diffusion, lla, llada,
     moe::{self, MoeConfig},
     names,
 };
@@ -13,7 +13,7 @@ use crate::{ModelError, TokenId};
 
 /// The families, as an error message lists them.
 const SUPPORTED_ARCHITECTURES: &str = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM and MistralForCausalLM \
-                                       without sliding window; diffusion models: LLaDAModelLM, ILLaDAForCausalLM, \
+                                       without sliding window; LeapfrogLlaForCausalLM; diffusion models: LLaDAModelLM, ILLaDAForCausalLM, \
                                        DreamModel, SDARForCausalLM, Fast_dLLM_QwenForCausalLM, A2DQwen3LMHeadModel, \
                                        A2DQwen2LMHeadModel, A2DLlamaLMHeadModel, LLaDAMoEModel, LLaDAMoEModelLM and \
                                        LLaDA2MoeModelLM";
@@ -33,6 +33,8 @@ enum Layout {
     Llama,
     Qwen2,
     Qwen3,
+    /// Llama with norms on heads and another mixer.
+    Lla,
     /// LLaDA, with keys of its own.
     Llada,
     LladaMoe,
@@ -128,14 +130,18 @@ impl ModelConfig {
         let (family, layout) = serde_json::from_str::<RawFamily>(text).map_err(bad)?.family(&origin)?;
         let config = match layout {
             Layout::Llada => llada::read(text, hints, &origin)?,
-            Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::LladaMoe | Layout::Llada2 => {
+            Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Lla | Layout::LladaMoe | Layout::Llada2 => {
                 let raw: RawConfig = serde_json::from_str(text).map_err(bad)?;
                 let moe = match layout {
                     Layout::LladaMoe => Some(moe::read_llada_moe(text, raw.num_hidden_layers, &origin)?),
                     Layout::Llada2 => Some(moe::read_llada2(text, raw.num_hidden_layers, &origin)?),
-                    Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Llada => None,
+                    Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Lla | Layout::Llada => None,
                 };
-                raw.resolve((family, layout), moe, hints, &origin)?
+                let mixer = match layout {
+                    Layout::Lla => MixerConfig::LocalLinear(lla::read(text, &origin)?),
+                    _ => MixerConfig::Softmax,
+                };
+                ModelConfig { mixer, ..raw.resolve((family, layout), moe, hints, &origin)? }
             }
         };
         config.validate(&origin)?;
@@ -150,6 +156,7 @@ impl RawFamily {
             Some("LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral") => (Family::Llama, Layout::Llama),
             Some("Qwen2ForCausalLM" | "qwen2") => (Family::Qwen2, Layout::Qwen2),
             Some("Qwen3ForCausalLM" | "qwen3") => (Family::Qwen3, Layout::Qwen3),
+            Some("LeapfrogLlaForCausalLM" | "leapfrog_lla") => (Family::Lla, Layout::Lla),
             Some("LLaDAModelLM" | "llada") if self.num_experts.is_none() => (Family::Llada, Layout::Llada),
             Some("LLaDAMoEModel" | "LLaDAMoEModelLM" | "llada_moe" | "LLaDAModelLM" | "llada") => {
                 (Family::LladaMoe, Layout::LladaMoe)
@@ -219,20 +226,21 @@ impl RawConfig {
             qkv_bias: match layout {
                 Layout::Qwen2 => true,
                 Layout::Llada2 => self.use_qkv_bias.unwrap_or(false),
-                Layout::Llama | Layout::Qwen3 | Layout::Llada | Layout::LladaMoe => attention_bias,
+                Layout::Llama | Layout::Qwen3 | Layout::Lla | Layout::Llada | Layout::LladaMoe => attention_bias,
             },
             output_bias: match layout {
                 Layout::Qwen2 => false,
                 Layout::Llada2 => self.use_bias.unwrap_or(false),
-                Layout::Llama | Layout::Qwen3 | Layout::Llada | Layout::LladaMoe => attention_bias,
+                Layout::Llama | Layout::Qwen3 | Layout::Lla | Layout::Llada | Layout::LladaMoe => attention_bias,
             },
-            mlp_bias: layout == Layout::Llama && self.mlp_bias.unwrap_or(false),
+            mlp_bias: matches!(layout, Layout::Llama | Layout::Lla) && self.mlp_bias.unwrap_or(false),
             qk_norm: match layout {
-                Layout::Qwen3 => true,
+                Layout::Qwen3 | Layout::Lla => true,
                 Layout::LladaMoe => self.qk_layernorm.unwrap_or(true),
                 Layout::Llada2 => self.use_qk_norm.unwrap_or(true),
                 Layout::Llama | Layout::Qwen2 | Layout::Llada => false,
             },
+            mixer: MixerConfig::Softmax,
             moe,
             attention,
             alignment,
@@ -256,7 +264,7 @@ impl RawConfig {
         if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu" && *act != "swish") {
             return refuse("hidden_act", format!("`{act}`"), "silu");
         }
-        if self.use_sliding_window == Some(true) {
+        if self.use_sliding_window == Some(true) && layout != Layout::Lla {
             return refuse("use_sliding_window", "true".into(), "false, that is full attention");
         }
         // Qwen configs carry a window that `use_sliding_window` switches off; Llama and Mistral have no such switch.
@@ -271,10 +279,10 @@ impl RawConfig {
                 return refuse("partial_rotary_factor", share.to_string(), "above 0 and up to 1");
             }
             Layout::LladaMoe | Layout::Llada2 => {}
-            Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Llada if share != 1.0 => {
+            Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Lla | Layout::Llada if share != 1.0 => {
                 return refuse("partial_rotary_factor", share.to_string(), "1");
             }
-            Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Llada => {}
+            Layout::Llama | Layout::Qwen2 | Layout::Qwen3 | Layout::Lla | Layout::Llada => {}
         }
         if let Some(limit) = self.clip_qkv {
             return refuse("clip_qkv", limit.to_string(), "null");

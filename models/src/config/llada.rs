@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{ConfigHints, Family, ModelConfig, RopeScaling, diffusion, hf, names};
+use super::{ConfigHints, Family, MixerConfig, ModelConfig, RopeScaling, diffusion, hf, names};
 use crate::{ModelError, TokenId, config::OneOrMany};
 
 /// Every key that changes what a layer computes is here, so that what is not implemented can be refused.
@@ -73,6 +73,7 @@ pub(super) fn read(text: &str, hints: &ConfigHints<'_>, origin: &str) -> Result<
         output_bias: false,
         mlp_bias: false,
         qk_norm: false,
+        mixer: MixerConfig::Softmax,
         moe: None,
         attention,
         alignment,

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `hf` | `config.json` in the usual keys, and which family it is of |
 //! | `llada` | `config.json` in the keys of LLaDA |
+//! | `lla` | local linear attention |
 //! | `moe` | layers of experts |
 //! | `diffusion` | attention, alignment and mask of each family |
 //! | `names` | what the tensors of each family are called |
 
 mod diffusion;
 mod hf;
+mod lla;
 mod llada;
 mod moe;
 mod names;
@@ -17,10 +19,11 @@ mod names;
 pub use diffusion::{AttentionChoice, ConfigHints};
 pub(crate) use diffusion::{facts as family_facts, known_mask};
 pub(crate) use hf::OneOrMany;
+pub use lla::{LlaConfig, MixerConfig};
 pub(crate) use moe::MAX_EXPERTS;
 pub use moe::{MoeConfig, RouterConfig, RouterScore};
 pub(crate) use names::{
-    EXPERT_BIAS, EXPERT_PARTS, EXPERTS, Names, Qkv, ROUTER, SHARED_EXPERTS, USUAL as USUAL_NAMES, is_router,
+    EXPERT_BIAS, EXPERT_PARTS, EXPERTS, Names, Qkv, RIDGE, ROUTER, SHARED_EXPERTS, USUAL as USUAL_NAMES, is_router,
 };
 
 use crate::{AttentionKind, LogitAlignment, ModelError, TokenId};
@@ -43,6 +46,8 @@ pub enum Family {
     Qwen2,
     /// Qwen3: a norm on the heads of q and k.
     Qwen3,
+    /// Local linear attention (arXiv:2510.01450) in the shape of Llama, with a norm on the heads of q and k.
+    Lla,
     /// LLaDA-8B and LLaDA-1.5 (arXiv:2502.09992), and what was distilled from them.
     Llada,
     /// iLLaDA (arXiv:2606.25331): LLaDA in the shape of Llama.
@@ -77,6 +82,7 @@ impl Family {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Lla => "leapfrog_lla",
             Self::Llada => "llada",
             Self::Illada => "illada",
             Self::Dream => "dream",
@@ -90,7 +96,7 @@ impl Family {
 
     /// Whether models of the family fill in masks instead of continuing a text.
     pub fn is_diffusion(self) -> bool {
-        !matches!(self, Self::Llama | Self::Qwen2 | Self::Qwen3)
+        !matches!(self, Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Lla)
     }
 }
 
@@ -159,6 +165,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether the heads of q and k are normalised before RoPE.
     pub qk_norm: bool,
+    /// How a layer mixes the values that a row sees.
+    pub mixer: MixerConfig,
     /// The layers with experts, if there are any.
     pub moe: Option<MoeConfig>,
     /// What a row may see.

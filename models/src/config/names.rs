@@ -35,6 +35,8 @@ pub(crate) const EXPERT_BIAS: [&str; 2] = ["mlp.gate.expert_bias", "mlp.expert_b
 pub(crate) const EXPERTS: &str = "mlp.experts";
 /// The MLP that every row goes through beside its experts: `{SHARED_EXPERTS}.{part}`.
 pub(crate) const SHARED_EXPERTS: &str = "mlp.shared_experts";
+/// What the ridges of the heads of local linear attention are made from, `[heads]`, with its whole name.
+pub(crate) const RIDGE: &str = "self_attn.ridge";
 /// Gate, up and down of an expert.
 pub(crate) const EXPERT_PARTS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 

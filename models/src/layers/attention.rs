@@ -1,9 +1,8 @@
 //! Multi-head attention with grouped key/value heads over the paged KV cache.
 
 use candle_core::Tensor;
-use kernels::AttentionPlan;
 
-use super::{Linear, Rope};
+use super::{Linear, Mixer, Pass, Rope};
 use crate::{
     ModelError,
     config::{ModelConfig, Qkv},
@@ -28,6 +27,7 @@ pub(crate) struct Attention {
     /// Norms over the features of each head of q and k, `[head_dim]`.
     qk_norm: Option<(Tensor, Tensor)>,
     norm_eps: f32,
+    mixer: Mixer,
 }
 
 impl Attention {
@@ -52,8 +52,9 @@ impl Attention {
         } else {
             None
         };
+        let mixer = Mixer::load(weights, prefix, config)?;
         let dims = AttentionDims { heads, kv_heads, head_dim };
-        Ok(Self { dims, qkv, output, qk_norm, norm_eps: config.norm_eps as f32 })
+        Ok(Self { dims, qkv, output, qk_norm, norm_eps: config.norm_eps as f32, mixer })
     }
 
     /// `[rows, hidden]` to `[rows, hidden]`; writes the rows' keys and values.
@@ -61,7 +62,7 @@ impl Attention {
         &self,
         xs: &Tensor,
         rope: &Rope,
-        plan: &AttentionPlan,
+        pass: &mut Pass,
         kv: &LayerKv,
     ) -> Result<Tensor, ModelError> {
         let AttentionDims { heads, kv_heads, head_dim } = self.dims;
@@ -77,18 +78,16 @@ impl Attention {
             q = kernels::rms_norm(&q, q_norm, self.norm_eps)?;
             k = kernels::rms_norm(&k, k_norm, self.norm_eps)?;
         }
-        let q = kernels::rope(&q, &rope.cos, &rope.sin, plan)?;
-        let k = kernels::rope(&k, &rope.cos, &rope.sin, plan)?;
-        kernels::write_kv(&kv.keys, &k, plan)?;
-        kernels::write_kv(&kv.values, &v, plan)?;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let mixed = kernels::attention(&q, &kv.keys, &kv.values, plan, scale)?;
-        self.output.forward(&mixed)
+        let q = kernels::rope(&q, &rope.cos, &rope.sin, &pass.plan)?;
+        let k = kernels::rope(&k, &rope.cos, &rope.sin, &pass.plan)?;
+        kernels::write_kv(&kv.keys, &k, &pass.plan)?;
+        kernels::write_kv(&kv.values, &v, &pass.plan)?;
+        self.output.forward(&self.mixer.forward(&q, kv, pass)?)
     }
 
     pub(crate) fn num_params(&self) -> usize {
         let norms = self.qk_norm.as_ref().map_or(0, |(q, k)| q.elem_count() + k.elem_count());
-        self.qkv.num_params() + self.output.num_params() + norms
+        self.qkv.num_params() + self.output.num_params() + self.mixer.num_params() + norms
     }
 
     pub(crate) fn bytes(&self) -> usize {

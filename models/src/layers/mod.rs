@@ -4,17 +4,20 @@
 
 mod attention;
 mod embedding;
+mod mixer;
 mod mlp;
 mod moe;
 mod rope;
 
 pub(crate) use attention::Attention;
 pub(crate) use embedding::Embedding;
+pub(crate) use mixer::Pass;
 pub(crate) use moe::FeedForward;
 pub(crate) use rope::Rope;
 
 use candle_core::Tensor;
 use kernels::PackedLinear;
+use mixer::Mixer;
 
 use crate::{ModelError, loader::WeightStore};
 

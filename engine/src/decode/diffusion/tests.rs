@@ -21,6 +21,7 @@ fn spec(attention: AttentionKind, alignment: LogitAlignment) -> BackboneSpec {
         alignment,
         mask_id: Some(MASK),
         kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2 },
+        has_solver: false,
         num_params: 0,
         weight_bytes: 0,
     }

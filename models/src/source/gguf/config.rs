@@ -3,7 +3,7 @@
 use super::GgufFile;
 use crate::{
     ConfigHints, Family, LogitAlignment, ModelConfig, ModelError, RopeScaling, TokenId,
-    config::{MoeConfig, RouterConfig, RouterScore, USUAL_NAMES, family_facts},
+    config::{MixerConfig, MoeConfig, RouterConfig, RouterScore, USUAL_NAMES, family_facts},
 };
 
 /// The architectures, as an error message lists them.
@@ -102,6 +102,7 @@ impl ModelConfig {
             output_bias: has_bias("self_attn.o_proj"),
             mlp_bias: has_bias("mlp.gate_proj"),
             qk_norm: matches!(family, Family::Qwen3 | Family::LladaMoe),
+            mixer: MixerConfig::Softmax,
             moe,
             attention,
             alignment,
