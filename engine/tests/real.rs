@@ -58,7 +58,7 @@ fn check_transcripts(mut model: LoadedModel, file: &str, tie: f64) {
 
 #[test]
 fn the_built_in_causal_models_say_what_the_reference_says() {
-    for name in ["leapfrog-ar", "leapfrog-cllm"] {
+    for name in ["leapfrog-ar", "leapfrog-cllm", "leapfrog-lla"] {
         let model = load(&name.parse().unwrap(), &LoadOptions::default()).unwrap();
         check_transcripts(model, &format!("builtin/{name}.json"), 0.0);
     }

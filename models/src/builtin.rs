@@ -34,6 +34,7 @@ static ALL: &[BuiltIn] = &[
     built_in!("leapfrog-ar", "a causal model"),
     built_in!("leapfrog-cllm", "a causal model trained for Jacobi decoding", "jacobi.json"),
     built_in!("leapfrog-block", "a block-causal diffusion model", "diffusion.json"),
+    built_in!("leapfrog-lla", "a causal model with local linear attention"),
 ];
 
 impl BuiltIn {

@@ -210,5 +210,6 @@ def make(name, case):
     print(f"{name}: std {record['logit_std']:.2f}, least visible mistake {min(shown, key=shown.get)} {min(shown.values()):.3f}")
 
 
-for case_name, case_config in CASES.items():
-    make(case_name, case_config)
+if __name__ == "__main__":
+    for case_name, case_config in CASES.items():
+        make(case_name, case_config)
