@@ -12,7 +12,10 @@ use super::{
     subject::Subject,
     table::{Findings, Unit},
 };
-use crate::stats::{Estimate, accuracy_under_parallelism};
+use crate::{
+    stats::{Estimate, accuracy_under_parallelism},
+    svg::{Point, Series, scatter},
+};
 
 /// What is swept.
 #[derive(Debug, Clone)]
