@@ -38,6 +38,14 @@ pub use ops::{
     swiglu::swiglu,
 };
 
+/// What the device kernels are told: plans, parameters and launches, for tests and for other ways to run them.
+pub mod device {
+    pub use crate::ops::lla::device::{
+        DecodeSizes, ElementType, LlaAddresses, LlaCounters, LlaDevicePlan, LlaLaunch, LlaParams, LlaProbe, LlaRounds,
+        LlaTile, LlaVisible,
+    };
+}
+
 /// The plain implementations that the tests compare every kernel with.
 pub mod reference {
     pub use crate::ops::{

@@ -5,24 +5,28 @@
 
 template <int D>
 struct CombineLayout {
-    static constexpr int kThreads = 2 * D;
+    /// Threads that share a row of the system.
+    static constexpr int kShare = 4;
+    static constexpr int kThreads = kShare * D;
     static constexpr int kBytes = (2 * D + kThreads / kLanes) * 4;
 };
 
-/// Two threads share a row of the system and keep it in registers, columns `4 (2 i + half)` and the three after.
+/// The threads of a row keep it in registers: columns `4 (kShare i + part)` and the three after.
 template <int D>
 struct Combine {
     const LlaParams& params;
     float *mean, *vector, *partials;
-    int row, half;
-    float matrix[D / 2];
+    static constexpr int kShare = CombineLayout<D>::kShare;
+    static constexpr int kOwn = D / kShare;
+    int row, part;
+    float matrix[kOwn];
 
     __device__ explicit Combine(const LlaParams& params) : params(params) {
         mean = reinterpret_cast<float*>(shared_memory());
         vector = mean + D;
         partials = vector + D;
-        row = int(threadIdx.x) / 2;
-        half = int(threadIdx.x) % 2;
+        row = int(threadIdx.x) / kShare;
+        part = int(threadIdx.x) % kShare;
     }
 
     __device__ const float* record(uint32_t split) const {
@@ -40,46 +44,55 @@ struct Combine {
         return sum;
     }
 
-    /// The sum over rows of a value that both threads of a row have.
-    __device__ float sum_rows(float value) { return sum_block(half == 0 ? value : 0.0f); }
+    /// The sum over rows of a value that all threads of a row have.
+    __device__ float sum_rows(float value) { return sum_block(part == 0 ? value : 0.0f); }
 
     /// This row of the matrix times the vector whose value of this row is `value`.
     __device__ float multiply(float value) {
-        if (half == 0) vector[row] = value;
+        if (part == 0) vector[row] = value;
         __syncthreads();
         float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < D / 2; ++i) sum += matrix[i] * vector[(i / 4 * 2 + half) * 4 + i % 4];
+        for (int i = 0; i < kOwn; ++i) sum += matrix[i] * vector[(i / 4 * kShare + part) * 4 + i % 4];
         __syncthreads();
-        return sum_lanes<2>(sum);
+        return sum_lanes<kShare>(sum);
     }
 
     /// Fills the matrix, `C + lam I`, from the splits.
     __device__ void load(float top, float omega, float ridge) {
 #pragma unroll
-        for (int i = 0; i < D / 2; ++i) matrix[i] = 0.0f;
+        for (int i = 0; i < kOwn; ++i) matrix[i] = 0.0f;
 #pragma unroll 1
         for (uint32_t split = 0; split < params.num_splits; ++split) {
             const float* from = record(split);
             const float *scalars = from + D * D + D, weight = scalars[1];
             if (weight == 0.0f) continue;
-            const float factor = weight_of(scalars[0], top);
+            const float factor = weight_of(scalars[0], top), away = from[D * D + row] / weight - mean[row];
+            // How far the mean of the split is from that of all.
+            __syncthreads();
+            if (part == 0) vector[row] = away;
+            __syncthreads();
 #pragma unroll
-            for (int i = 0; i < D / 8; ++i) {
-                const int column = (2 * i + half) * 4;
+            for (int i = 0; i < kOwn / 4; ++i) {
+                const int column = (kShare * i + part) * 4;
                 // Below the diagonal blocks the matrix is what lies above, transposed.
                 const bool below = column / 16 < row / 16;
                 const float* at = below ? from + column * D + row : from + row * D + column;
 #pragma unroll
-                for (int e = 0; e < 4; ++e) matrix[4 * i + e] += factor * at[below ? e * D : e];
+                for (int e = 0; e < 4; ++e) {
+                    matrix[4 * i + e] += factor * (at[below ? e * D : e] + weight * away * vector[column + e]);
+                }
+                // Keeps the compiler from loading everything first, for which there are no registers.
+                __syncwarp();
             }
         }
 #pragma unroll
-        for (int i = 0; i < D / 2; ++i) {
-            const int column = (i / 4 * 2 + half) * 4 + i % 4;
-            matrix[i] = matrix[i] / omega - mean[row] * mean[column];
+        for (int i = 0; i < kOwn; ++i) {
+            const int column = (i / 4 * kShare + part) * 4 + i % 4;
+            matrix[i] /= omega;
             if (column == row) matrix[i] += ridge;
         }
+        __syncthreads();
     }
 
     /// This row of the solution of `matrix x = right`, by conjugate gradients with restarts from the true residual.
@@ -136,7 +149,7 @@ struct Combine {
             mean_sum += key_sums[row] * factor;
         }
         const float own_mean = omega != 0.0f ? mean_sum / omega : 0.0f;
-        if (half == 0) mean[row] = own_mean;
+        if (part == 0) mean[row] = own_mean;
         __syncthreads();
 
         float x = 0.0f;
@@ -154,7 +167,7 @@ struct Combine {
         if (fallback) x = 0.0f;
         const float bias = sum_rows(x * own_mean);
         float* solution = params.solutions + uint64_t(blockIdx.x) * solution_len(D);
-        if (half == 0) solution[row] = x;
+        if (part == 0) solution[row] = x;
         if (threadIdx.x == 0) {
             solution[D] = bias;
             solution[D + 1] = top;

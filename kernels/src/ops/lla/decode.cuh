@@ -1,9 +1,10 @@
 // Local linear attention of few rows: the second moments of the keys once, a dense solve, one more pass.
 //
 // An iteration over the keys would need the whole grid to agree at each step. Instead every query splits its keys over
-// blocks, each of which sums `w k k^T`; the system that they add up to is small enough for one block.
+// blocks, each of which sums `w (k - mean) (k - mean)^T` about its own mean, so that keys far from zero do not cancel;
+// the system that they add up to is small enough for one block.
 //
-//   lla_moments    [query, split]  largest score, sum of weights, of weighted keys and of weighted outer products
+//   lla_moments    [query, split]  largest score, sums of weights, of weighted keys and of their outer products
 //   lla_combine    [query]         merges the splits and solves `(C + lam I) x = kbar - q` in f32
 //   lla_output     [query, split]  sums of weights and of weighted slopes times values, in f32
 //   lla_merge      [query]         merges the splits and writes the output
@@ -69,10 +70,14 @@ inline __device__ int outer_block(int warp) {
     return warp < 4 ? warp : D / 16 + 3 - warp;
 }
 
-/// Adds `sum_j w_j k_j k_j^T` over the keys of a tile: 16 rows from `16 block`, columns from there on.
+/// Adds `sum_j a_j k_j^T` with `a_j = w_j (k_j - mean)` over the keys of a tile: 16 rows from `16 block`, columns from
+/// there on. `totals` grows by what `a_j`, as rounded, sum to in the lane's two rows and over its own keys. Split, since
+/// the small spread of keys far from zero would be lost in single fp16.
 template <int D>
-inline __device__ void add_outer(Half, float (&sums)[D / 8][4], const uint16_t* keys, const float* weights, int block) {
-    const int quad = threadIdx.x % 4;
+inline __device__ void add_outer(Half, float (&sums)[D / 8][4], float (&totals)[2], const uint16_t* keys,
+                                 const float* weights, const float* mean, int block) {
+    const int group = threadIdx.x % kLanes / 4, quad = threadIdx.x % 4;
+    const float means[2] = {mean[block * 16 + group], mean[block * 16 + group + 8]};
 #pragma unroll 1
     for (int key = 0; key < kMomentKeys; key += 16) {
         const uint16_t* rows = keys + key * Half::stride(D);
@@ -83,9 +88,12 @@ inline __device__ void add_outer(Half, float (&sums)[D / 8][4], const uint16_t* 
             // Registers 1 and 2 change places: rows of the operand are columns of the tile.
             const int at = i == 1 ? 2 : i == 2 ? 1 : i;
             const float* w = weights + key + 2 * quad + i % 2 * 8;
-            const float first = w[0] * low_half(plain[i]), second = w[1] * high_half(plain[i]);
+            const float first = w[0] * (low_half(plain[i]) - means[i / 2]);
+            const float second = w[1] * (high_half(plain[i]) - means[i / 2]);
             high[at] = pack_half(first, second);
             low[at] = pack_half(first - low_half(high[at]), second - high_half(high[at]));
+            totals[i / 2] += low_half(high[at]) + low_half(low[at]);
+            totals[i / 2] += high_half(high[at]) + high_half(low[at]);
         }
 #pragma unroll
         for (int n = 0; n < D / 16; ++n) {
@@ -101,16 +109,23 @@ inline __device__ void add_outer(Half, float (&sums)[D / 8][4], const uint16_t* 
 }
 
 template <int D>
-inline __device__ void add_outer(Full, float (&sums)[D / 8][4], const float* keys, const float* weights, int block) {
-    const int group = threadIdx.x % kLanes / 4, quad = threadIdx.x % 4;
+inline __device__ void add_outer(Full, float (&sums)[D / 8][4], float (&totals)[2], const float* keys,
+                                 const float* weights, const float* mean, int block) {
+    const int group = threadIdx.x % kLanes / 4, quad = threadIdx.x % 4, row = block * 16 + group;
+#pragma unroll 1
+    for (int key = quad; key < kMomentKeys; key += 4) {
+        totals[0] += weights[key] * (keys[key * Full::stride(D) + row] - mean[row]);
+        totals[1] += weights[key] * (keys[key * Full::stride(D) + row + 8] - mean[row + 8]);
+    }
 #pragma unroll 1
     for (int key = 0; key < kMomentKeys; ++key) {
-        const float* row = keys + key * Full::stride(D);
-        const float top = weights[key] * row[block * 16 + group], bottom = weights[key] * row[block * 16 + group + 8];
+        const float* from = keys + key * Full::stride(D);
+        const float top = weights[key] * (from[row] - mean[row]);
+        const float bottom = weights[key] * (from[row + 8] - mean[row + 8]);
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
             if (n < 2 * block) continue;
-            const float2 value = *reinterpret_cast<const float2*>(row + n * 8 + 2 * quad);
+            const float2 value = *reinterpret_cast<const float2*>(from + n * 8 + 2 * quad);
             sums[n][0] += top * value.x, sums[n][1] += top * value.y;
             sums[n][2] += bottom * value.x, sums[n][3] += bottom * value.y;
         }
@@ -196,7 +211,7 @@ inline __device__ void moments(const LlaParams& params) {
     __syncthreads();
     if (count == 0) return;
 
-    float sums[D / 8][4] = {}, key_sum = 0.0f;
+    float key_sum = 0.0f;
     for (int first = 0; first < count; first += kMomentKeys) {
         if (count > kMomentKeys) load(first);
         if (tid < D) {
@@ -204,18 +219,31 @@ inline __device__ void moments(const LlaParams& params) {
                 key_sum += weights[first + key] * Math::value(keys[key * Math::stride(D) + tid]);
             }
         }
-        if (!params.probe) add_outer<D>(Math(), sums, keys, weights + first, outer_block<D>(warp));
     }
     if (tid < D) key_sums[tid] = key_sum;
     if (params.probe) return;
+    // The queries are no longer needed.
+    float* mean = query;
+    if (tid < D) mean[tid] = key_sum / omega;
+    __syncthreads();
+
+    float sums[D / 8][4] = {}, totals[2] = {0.0f, 0.0f};
     const int block = outer_block<D>(warp);
+    for (int first = 0; first < count; first += kMomentKeys) {
+        if (count > kMomentKeys) load(first);
+        add_outer<D>(Math(), sums, totals, keys, weights + first, mean, block);
+    }
+    for (float& total : totals) total = sum_lanes<4>(total);
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
         if (n < 2 * block) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float* to = record + (block * 16 + group + half * 8) * D + n * 8 + 2 * quad;
-            *reinterpret_cast<float2*>(to) = float2{sums[n][2 * half], sums[n][2 * half + 1]};
+            // The factors sum to zero but for rounding, which would meet keys far from zero.
+            const int column = n * 8 + 2 * quad;
+            float* to = record + (block * 16 + group + half * 8) * D + column;
+            *reinterpret_cast<float2*>(to) = float2{sums[n][2 * half] - totals[half] * mean[column],
+                                                    sums[n][2 * half + 1] - totals[half] * mean[column + 1]};
         }
     }
 }

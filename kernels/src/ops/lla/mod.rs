@@ -16,6 +16,7 @@ use crate::{
     tensor::{check_f32, dims3, shape_error, values},
 };
 
+pub(crate) mod device;
 mod output;
 mod plan;
 pub(crate) mod reference;

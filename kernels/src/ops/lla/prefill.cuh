@@ -16,7 +16,8 @@ constexpr int kRowLanes = 8;
 
 template <class Math, int D>
 struct PrefillLayout {
-    static constexpr int kRows = Math::kChecksRange && D <= 64 ? 32 : 16;
+    /// Queries of a block; mirrored in `device.rs`. Both arithmetics have the same, because they share tiles and marks.
+    static constexpr int kRows = D <= 64 ? 32 : 16;
     static constexpr int kThreads = kRows * kRowLanes;
     static constexpr int kTileKeys = kKeyWarps * Math::kWarpKeys;
     /// Floats from one row of a system to the next.
@@ -379,52 +380,38 @@ struct Prefill {
         });
     }
 
-    /// One step of conjugate gradients.
+    /// One step of conjugate gradients. Lanes of rows that are not running come along and change nothing.
     __device__ void step() {
-        if (running) advance();
-        set_left(direction, running);
-    }
-
-    __device__ void advance() {
-        // All lanes of a row take the same way; the others of the warp may not be here.
-        const unsigned lanes = 0xffu << (threadIdx.x % kLanes / kRowLanes * kRowLanes);
         const float sum_of_factors = total();
-        float curvature = 0.0f;
-        each([&](int, int at) {
-            const float value = product(at, sum_of_factors) + ridge * direction[at];
-            image[at] = value;
-            curvature += direction[at] * value;
-        });
-        curvature = sum_row(curvature, lanes);
-        if (!(curvature > 0.0f)) {
-            running = false;
-            return;
-        }
-        const float alpha = squares / curvature;
         float sum = 0.0f;
         each([&](int, int at) {
+            if (!running) return;
+            image[at] = product(at, sum_of_factors) + ridge * direction[at];
+            sum += direction[at] * image[at];
+        });
+        const float curvature = sum_lanes<kRowLanes>(sum);
+        // Rounding may have made the direction useless.
+        running = running && curvature > 0.0f;
+        const float alpha = squares / curvature;
+        sum = 0.0f;
+        each([&](int, int at) {
+            if (!running) return;
             probe[at] += alpha * direction[at];
             residual[at] -= alpha * image[at];
             sum += residual[at] * residual[at];
         });
-        sum = sum_row(sum, lanes);
-        ++steps;
-        ++round_steps;
-        if (!(sum > params.tolerance * params.tolerance * first_squares)) {
-            running = false;
-        } else if (round_steps >= params.max_steps) {
-            running = false;
-            capped = true;
+        sum = sum_lanes<kRowLanes>(sum);
+        if (running) {
+            ++steps;
+            ++round_steps;
+            const float beta = sum / squares;
+            squares = sum;
+            each([&](int, int at) { direction[at] = residual[at] + beta * direction[at]; });
+            const bool wanting = sum > params.tolerance * params.tolerance * first_squares;
+            running = wanting && round_steps < params.max_steps;
+            capped = capped || (wanting && !running);
         }
-        const float beta = sum / squares;
-        squares = sum;
-        each([&](int, int at) { direction[at] = residual[at] + beta * direction[at]; });
-    }
-
-    static __device__ float sum_row(float value, unsigned lanes) {
-#pragma unroll
-        for (int step = 1; step < kRowLanes; step *= 2) value += __shfl_xor_sync(lanes, value, step);
-        return value;
+        set_left(direction, running);
     }
 
     /// The true residual, and another round from it.
