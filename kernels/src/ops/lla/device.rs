@@ -21,7 +21,7 @@ use super::LlaPlan;
 const OP: &str = "lla on the device";
 /// Positions of a split when decoding; `kSplitLen` in `decode.cuh`.
 const SPLIT_LEN: usize = 256;
-/// Head sizes that there are kernels for; others are padded with zeros.
+/// Head sizes that there are kernels for, the multiples of 32; others are padded with zeros.
 const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
 /// The most splits of a query: blocks along the second axis of a grid.
 const MOST_SPLITS: usize = 65535;
@@ -340,7 +340,7 @@ impl LlaDevicePlan {
         let params = self.params(element_type, scale, probe, addresses);
         let blocks = self.prefill_marks() as u32;
         let launch = |arithmetic, params| LlaLaunch {
-            kernel: kernel(["lla_prefill_half", "lla_prefill_full"][arithmetic as usize], self.dim),
+            kernel: kernel(Family::Prefill(arithmetic), self.dim),
             grid: [blocks, 1],
             block_dim: (tile_rows(self.dim) * 8) as u32,
             shared_bytes: prefill_bytes(arithmetic, self.dim) as u32,
@@ -365,7 +365,7 @@ impl LlaDevicePlan {
         let (split, whole) = ([queries, self.num_splits as u32], [queries, 1]);
         let two_a_column = (2 * self.dim) as u32;
         let moments = |arithmetic, params| LlaLaunch {
-            kernel: kernel(["lla_moments_half", "lla_moments_full"][arithmetic as usize], self.dim),
+            kernel: kernel(Family::Moments(arithmetic), self.dim),
             grid: split,
             block_dim: two_a_column,
             shared_bytes: moments_bytes(arithmetic, self.dim) as u32,
@@ -374,7 +374,7 @@ impl LlaDevicePlan {
         let mut launches = in_both(params, moments);
         let four_a_row = (4 * self.dim) as u32;
         launches.push(LlaLaunch {
-            kernel: kernel("lla_combine", self.dim),
+            kernel: kernel(Family::Combine, self.dim),
             grid: whole,
             block_dim: four_a_row,
             shared_bytes: two_a_column * 4 + four_a_row / 32 * 4,
@@ -478,18 +478,49 @@ fn moments_bytes(arithmetic: Arithmetic, dim: usize) -> usize {
     arithmetic.tile_bytes(64, dim) + dim * 4 + SPLIT_LEN * 4 + 64 * 4 + 16 + SPLIT_LEN
 }
 
+/// All kernels: four head sizes of each family, then those for every size.
+pub(crate) const KERNEL_NAMES: [&str; 22] = [
+    "lla_prefill_half_32",
+    "lla_prefill_half_64",
+    "lla_prefill_half_96",
+    "lla_prefill_half_128",
+    "lla_prefill_full_32",
+    "lla_prefill_full_64",
+    "lla_prefill_full_96",
+    "lla_prefill_full_128",
+    "lla_moments_half_32",
+    "lla_moments_half_64",
+    "lla_moments_half_96",
+    "lla_moments_half_128",
+    "lla_moments_full_32",
+    "lla_moments_full_64",
+    "lla_moments_full_96",
+    "lla_moments_full_128",
+    "lla_combine_32",
+    "lla_combine_64",
+    "lla_combine_96",
+    "lla_combine_128",
+    "lla_output",
+    "lla_merge",
+];
+
+/// Kernels that are compiled for each head size.
+#[derive(Clone, Copy)]
+enum Family {
+    Prefill(Arithmetic),
+    Moments(Arithmetic),
+    Combine,
+}
+
 /// The name of a kernel for a head size.
-fn kernel(family: &'static str, dim: usize) -> &'static str {
-    const NAMES: [[&str; 5]; 5] = [
-        ["lla_prefill_half", "lla_prefill_half_32", "lla_prefill_half_64", "lla_prefill_half_96", "lla_prefill_half_128"],
-        ["lla_prefill_full", "lla_prefill_full_32", "lla_prefill_full_64", "lla_prefill_full_96", "lla_prefill_full_128"],
-        ["lla_moments_half", "lla_moments_half_32", "lla_moments_half_64", "lla_moments_half_96", "lla_moments_half_128"],
-        ["lla_moments_full", "lla_moments_full_32", "lla_moments_full_64", "lla_moments_full_96", "lla_moments_full_128"],
-        ["lla_combine", "lla_combine_32", "lla_combine_64", "lla_combine_96", "lla_combine_128"],
-    ];
-    let names = NAMES.iter().find(|names| names[0] == family);
-    let size = HEAD_DIMS.iter().position(|size| *size == dim);
-    names.zip(size).map(|(names, size)| names[size + 1]).expect("families and head sizes are those of this file")
+fn kernel(family: Family, dim: usize) -> &'static str {
+    let family = match family {
+        Family::Prefill(arithmetic) => arithmetic as usize,
+        Family::Moments(arithmetic) => 2 + arithmetic as usize,
+        Family::Combine => 4,
+    };
+    let sizes = HEAD_DIMS.len();
+    KERNEL_NAMES[family * sizes..][..sizes][dim / 32 - 1]
 }
 
 /// Runs of rows of one table, cut into tiles of `tile_rows` queries.

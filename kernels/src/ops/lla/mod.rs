@@ -17,6 +17,7 @@ use crate::{
 };
 
 pub(crate) mod device;
+pub(crate) mod launch;
 mod output;
 mod plan;
 pub(crate) mod reference;
