@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         "the feature `cuda` needs nvcc: set NVCC or CUDA_HOME, put it on PATH, or get it with kernels/scripts/fetch-nvcc",
     )?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let jobs: Vec<_> = SOURCES.iter().map(|source| (source, compile(&nvcc, &numbers, Path::new(source), &out))).collect();
+    let jobs: Vec<_> =
+        SOURCES.iter().map(|source| (source, compile(&nvcc, &numbers, Path::new(source), &out))).collect();
     for (source, child) in jobs {
         let status = child?.wait()?;
         if !status.success() {
@@ -48,7 +49,9 @@ fn parse_archs(list: &str) -> Result<Vec<u32>, String> {
     let numbers: Result<Vec<u32>, _> = list.split(';').map(str::parse).collect();
     match numbers {
         Ok(numbers) if numbers.iter().all(|number| *number >= 75) => Ok(numbers),
-        _ => Err(format!("LEAPFROG_CUDA_ARCHS is `{list}`; it lists capabilities from 75 on, such as `{DEFAULT_ARCHS}`")),
+        _ => {
+            Err(format!("LEAPFROG_CUDA_ARCHS is `{list}`; it lists capabilities from 75 on, such as `{DEFAULT_ARCHS}`"))
+        }
     }
 }
 

@@ -38,5 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Whether the compiler that `build` would call is there.
 fn has_compiler(build: &cc::Build) -> bool {
     let found = build.try_get_compiler();
-    found.is_ok_and(|compiler| Command::new(compiler.path()).arg("--version").output().is_ok_and(|out| out.status.success()))
+    found.is_ok_and(|compiler| {
+        Command::new(compiler.path()).arg("--version").output().is_ok_and(|out| out.status.success())
+    })
 }

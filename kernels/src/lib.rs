@@ -49,14 +49,15 @@ pub use ops::{
 /// ways to run them.
 pub mod device {
     pub use crate::ops::lla::device::{
-        DecodeSizes, ElementType, LlaAddresses, LlaCounters, LlaDevicePlan, LlaLaunch, LlaParams, LlaProbe, LlaRounds,
-        LlaTile, LlaVisible,
+        DecodeSizes, ElementType, LlaAddresses, LlaCounters, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, LlaTile,
+        LlaVisible,
     };
-    #[allow(unused_imports, reason = "read where there is a device")]
-    pub(crate) use crate::ops::lla::device::KERNEL_NAMES;
     pub use crate::ops::lla::launch::{
         LlaSlope, LlaTensors, LlaUploadedPlan, LlaUploadedRidge, LlaWay, LlaWork, launch_lla,
     };
+    #[allow(unused_imports, reason = "read where there is a device")]
+    pub(crate) use crate::ops::lla::launches::KERNEL_NAMES;
+    pub use crate::ops::lla::launches::LlaLaunch;
 }
 
 /// The plain implementations that the tests compare every kernel with.

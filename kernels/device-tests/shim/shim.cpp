@@ -19,8 +19,10 @@
 namespace shim {
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSharedBytes = 256 * 1024;
+/// How far past the shared memory of a launch writes are looked for.
+constexpr size_t kGuardBytes = 4096;
 constexpr int kMostWords = 10;
 constexpr unsigned char kFill = 0xff;
 
@@ -35,15 +37,19 @@ struct Fiber {
     // At a barrier.
     bool is_vote, vote;
     // In a collective.
-    Collective kind;
-    unsigned mask;
-    int words;
     uint32_t data[kMostWords];
+};
+
+/// The collective that some lanes of a warp have come to.
+struct Meeting {
+    Collective kind;
+    unsigned mask, arrived;
 };
 
 /// The block that runs on this thread of the host.
 struct Block {
     std::vector<Fiber> fibers;
+    std::vector<Meeting> meetings;
     size_t num_threads = 0, current = 0;
     ucontext_t scheduler_context;
     jmp_buf scheduler;
@@ -148,6 +154,7 @@ void shuffle_warp(Fiber* lanes, unsigned mask, bool is_xor) {
 /// Runs one block. False, with `block.error` set, if it went wrong.
 bool run_block(Order order) {
     const size_t count = block.num_threads;
+    block.meetings.assign((count + 31) / 32, Meeting{Collective::Wait, 0, 0});
     for (size_t i = 0; i < count; ++i) {
         Fiber& fiber = block.fibers[i];
         if (!fiber.stack) fiber.stack.reset(new unsigned char[kStackBytes]);
@@ -213,38 +220,35 @@ bool barrier(bool is_vote, bool value) {
 }
 
 void meet(Collective kind, unsigned mask, uint32_t* data, int words) {
-    const size_t current = block.current, first = current / 32 * 32;
+    const size_t current = block.current, lane = current % 32, first = current - lane;
     Fiber& fiber = block.fibers[current];
-    fiber.kind = kind;
-    fiber.mask = mask;
-    std::memcpy(fiber.data, data, words * 4);
-    if (!(mask >> current % 32 & 1)) fail("a lane is not in the mask of its own collective");
+    Meeting& meeting = block.meetings[current / 32];
+    std::memcpy(fiber.data, data, size_t(words) * 4);
+    if (!(mask >> lane & 1)) fail("a lane is not in the mask of its own collective");
     if (block.num_threads - first < 32) fail("a warp is not whole");
-    bool complete = true;
-    for (size_t lane = 0; lane < 32; ++lane) {
-        const Fiber& other = block.fibers[first + lane];
-        if (!(mask >> lane & 1) || first + lane == current) continue;
-        if (other.state == State::Done) fail("a collective names a lane that has left");
-        if (other.state != State::InCollective) {
-            complete = false;
-        } else if (other.kind != kind || other.mask != mask) {
-            fail("lanes of one warp meet in different collectives");
-        }
+    if (meeting.arrived == 0) {
+        meeting.kind = kind;
+        meeting.mask = mask;
+    } else if (meeting.kind != kind || meeting.mask != mask) {
+        fail("lanes of one warp meet in different collectives");
     }
-    if (complete) {
+    meeting.arrived |= 1u << lane;
+    if (meeting.arrived != mask) {
+        // Lanes that never come are noticed when nothing else can run.
+        wait(fiber, State::InCollective);
+    } else {
+        meeting.arrived = 0;
         Fiber* lanes = &block.fibers[first];
         if (kind == Collective::MultiplyAdd) {
             multiply_add_warp(lanes);
         } else if (kind != Collective::Wait) {
             shuffle_warp(lanes, mask, kind == Collective::ShuffleXor);
         }
-        for (size_t lane = 0; lane < 32; ++lane) {
-            if (mask >> lane & 1) lanes[lane].state = State::Ready;
+        for (size_t other = 0; other < 32; ++other) {
+            if (mask >> other & 1) lanes[other].state = State::Ready;
         }
-    } else {
-        wait(fiber, State::InCollective);
     }
-    std::memcpy(data, fiber.data, words * 4);
+    std::memcpy(data, fiber.data, size_t(words) * 4);
 }
 
 float from_half(uint16_t half) { return tables[half]; }
@@ -266,7 +270,7 @@ uint16_t to_half(float value) {
 std::string launch(Kernel kernel, const void* params, const unsigned (&grid)[2], unsigned block_dim, size_t shared_bytes,
                    Order order) {
     if (block_dim == 0 || block_dim > 1024) return "a block of " + std::to_string(block_dim) + " threads";
-    if (shared_bytes > kSharedBytes) return "too much shared memory";
+    if (shared_bytes + kGuardBytes > kSharedBytes) return "too much shared memory";
     if (!block.shared_store) {
         block.shared_store.reset(new unsigned char[kSharedBytes + 128]);
         block.shared = block.shared_store.get() + (128 - reinterpret_cast<uintptr_t>(block.shared_store.get()) % 128);
@@ -277,21 +281,20 @@ std::string launch(Kernel kernel, const void* params, const unsigned (&grid)[2],
     block.params = params;
     block.error.clear();
     block.place.block_dim = {block_dim, 1, 1};
-    const size_t room = kSharedBytes - shared_bytes;
     for (unsigned y = 0; y < grid[1]; ++y) {
         for (unsigned x = 0; x < grid[0]; ++x) {
             block.place.block = {x, y, 0};
-            std::memset(block.shared, kFill, kSharedBytes);
+            std::memset(block.shared, kFill, shared_bytes + kGuardBytes);
 #if defined(__SANITIZE_ADDRESS__)
-            ASAN_POISON_MEMORY_REGION(block.shared + shared_bytes, room);
+            ASAN_POISON_MEMORY_REGION(block.shared + shared_bytes, kGuardBytes);
 #endif
             const bool fine = run_block(order);
 #if defined(__SANITIZE_ADDRESS__)
-            ASAN_UNPOISON_MEMORY_REGION(block.shared + shared_bytes, room);
+            ASAN_UNPOISON_MEMORY_REGION(block.shared + shared_bytes, kGuardBytes);
 #endif
             const std::string where = "block " + std::to_string(x) + ", " + std::to_string(y) + ": ";
             if (!fine) return where + block.error;
-            for (size_t i = 0; i < room; ++i) {
+            for (size_t i = 0; i < kGuardBytes; ++i) {
                 if (block.shared[shared_bytes + i] != kFill) {
                     return where + "a write " + std::to_string(i) + " bytes past the shared memory of the launch";
                 }

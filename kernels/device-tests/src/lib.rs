@@ -34,7 +34,14 @@ pub const AVAILABLE: bool = host::AVAILABLE;
 pub unsafe fn run(launches: &[LlaLaunch], order: Order) -> Result<(), String> {
     for launch in launches {
         // SAFETY: the caller promises what the parameters need, and they are those of this kernel.
-        unsafe { host::launch(launch.kernel, Some(&launch.params), (launch.grid, launch.block_dim, launch.shared_bytes), order) }?;
+        unsafe {
+            host::launch(
+                launch.kernel,
+                Some(&launch.params),
+                (launch.grid, launch.block_dim, launch.shared_bytes),
+                order,
+            )
+        }?;
     }
     Ok(())
 }

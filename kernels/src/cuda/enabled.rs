@@ -84,8 +84,7 @@ impl DeviceKernels {
     /// The addresses in the parameters must be those of device memory of the lengths that the plan asks for, in use by
     /// the stream until the launch.
     pub(crate) unsafe fn launch(&self, stream: &Arc<CudaStream>, launch: &LlaLaunch) -> Result<(), KernelError> {
-        let function =
-            self.functions.get(launch.kernel).ok_or(KernelError::KernelMissing { kernel: launch.kernel })?;
+        let function = self.functions.get(launch.kernel).ok_or(KernelError::KernelMissing { kernel: launch.kernel })?;
         if launch.shared_bytes > USUAL_SHARED_BYTES {
             let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let asked = function.set_attribute(attribute, launch.shared_bytes as i32);
@@ -132,10 +131,7 @@ pub fn upload<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> Result<C
 ///
 /// # Errors
 /// If the driver refuses.
-pub fn download<T: DeviceRepr + Clone>(
-    stream: &Arc<CudaStream>,
-    slice: &CudaSlice<T>,
-) -> Result<Vec<T>, KernelError> {
+pub fn download<T: DeviceRepr + Clone>(stream: &Arc<CudaStream>, slice: &CudaSlice<T>) -> Result<Vec<T>, KernelError> {
     let values = stream.clone_dtoh(slice).map_err(driver("copy from the device"))?;
     stream.synchronize().map_err(driver("wait for the device"))?;
     Ok(values)

@@ -103,7 +103,8 @@ impl Case {
         let LlaShape { num_heads, key_dim, .. } = self.shape;
         let rows: Vec<LlaRow> = of.iter().map(|&row| self.plan.rows()[row]).collect();
         let tables = rows.iter().map(|row| row.table).max().map_or(0, |table| table + 1);
-        let plan = LlaPlan::new((0..tables as u32).map(|page| vec![page]).collect(), rows, self.plan.page_len()).unwrap();
+        let plan =
+            LlaPlan::new((0..tables as u32).map(|page| vec![page]).collect(), rows, self.plan.page_len()).unwrap();
         let pick = |from: &[f32], len: usize| -> Vec<f32> {
             of.iter().flat_map(|&row| from[row * len..][..len].to_vec()).collect()
         };
@@ -161,7 +162,10 @@ impl Case {
         // the output, the marks, the counters and the work space only.
         unsafe { device_tests::run(&launches, order) }.unwrap();
         let mut output = output.read(output_len + GUARD, element_type);
-        assert!(output.split_off(output_len).iter().all(|x| *x == round(GUARD_VALUE, element_type)), "wrote past the end");
+        assert!(
+            output.split_off(output_len).iter().all(|x| *x == round(GUARD_VALUE, element_type)),
+            "wrote past the end"
+        );
         Found { output, counters }
     }
 
@@ -220,8 +224,12 @@ impl Buffer {
         let bytes: Vec<u8> = std::hint::black_box(&self.0).iter().flat_map(|word| word.to_le_bytes()).collect();
         match element_type {
             ElementType::F32 => bytes.as_chunks::<4>().0[..len].iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            ElementType::F16 => bytes.as_chunks::<2>().0[..len].iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            ElementType::BF16 => bytes.as_chunks::<2>().0[..len].iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            ElementType::F16 => {
+                bytes.as_chunks::<2>().0[..len].iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+            }
+            ElementType::BF16 => {
+                bytes.as_chunks::<2>().0[..len].iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
+            }
         }
     }
 }

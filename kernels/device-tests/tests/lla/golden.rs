@@ -29,7 +29,8 @@ fn names() -> Vec<String> {
 impl Golden {
     fn load(name: &str) -> Self {
         let manifest = std::fs::read_to_string(folder().join(format!("{name}.json"))).unwrap();
-        let tensors = candle_core::safetensors::load(folder().join(format!("{name}.safetensors")), &Device::Cpu).unwrap();
+        let tensors =
+            candle_core::safetensors::load(folder().join(format!("{name}.safetensors")), &Device::Cpu).unwrap();
         Self { manifest: serde_json::from_str(&manifest).unwrap(), tensors }
     }
 

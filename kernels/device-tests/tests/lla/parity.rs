@@ -32,8 +32,7 @@ fn plain_error(case: &Case, element_type: ElementType, expected: &[f64]) -> f64 
         Some(probe) => kernels::parallax(&q, &queries(probe), (&keys, &values), &case.plan, case.scale).unwrap().output,
         None => {
             let ridge = Ridge::PerRow(&case.ridge);
-            let settings =
-                LlaSettings { scale: case.scale, ridge, solver: LlaSolver::default(), details: false };
+            let settings = LlaSettings { scale: case.scale, ridge, solver: LlaSolver::default(), details: false };
             kernels::lla(&q, (&keys, &values), &case.plan, &settings).unwrap().output
         }
     };

@@ -42,10 +42,7 @@ fn constants_pass_through() {
         for way in WAYS {
             let found = case.run(way, element_type);
             let tolerance = if element_type == ElementType::F32 { 1e-5 } else { rounding(element_type) };
-            assert!(
-                found.output.iter().all(|x| f64::from((x - 1.0).abs()) <= tolerance),
-                "{element_type:?}, {way:?}"
-            );
+            assert!(found.output.iter().all(|x| f64::from((x - 1.0).abs()) <= tolerance), "{element_type:?}, {way:?}");
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     LlaPlan, OP, Ridge, check_length, check_number,
-    device::{LlaAddresses, LlaCounters, LlaDevicePlan, LlaLaunch, LlaProbe, LlaRounds},
+    device::{LlaAddresses, LlaCounters, LlaDevicePlan, LlaProbe, LlaRounds},
+    launches::LlaLaunch,
 };
 use crate::{
     KernelError,

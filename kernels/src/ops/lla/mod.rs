@@ -18,6 +18,7 @@ use crate::{
 
 pub(crate) mod device;
 pub(crate) mod launch;
+pub(crate) mod launches;
 mod output;
 mod plan;
 pub(crate) mod reference;
