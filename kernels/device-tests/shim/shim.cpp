@@ -53,44 +53,42 @@ struct Block {
     size_t num_threads = 0, current = 0;
     ucontext_t scheduler_context;
     jmp_buf scheduler;
-    Place place;
     Kernel kernel = nullptr;
     const void* params = nullptr;
     bool outcome = false;
     std::string error;
     std::unique_ptr<unsigned char[]> shared_store;
-    unsigned char* shared = nullptr;
 };
 
-thread_local Block block;
+__thread Block* block;
 
 // Jumps between stacks cost no system call, which swapping contexts does. The sanitizer knows only the latter.
 #if defined(__SANITIZE_ADDRESS__)
-void enter(Fiber& fiber) { swapcontext(&block.scheduler_context, &fiber.context); }
-void leave(Fiber& fiber) { swapcontext(&fiber.context, &block.scheduler_context); }
+void enter(Fiber& fiber) { swapcontext(&block->scheduler_context, &fiber.context); }
+void leave(Fiber& fiber) { swapcontext(&fiber.context, &block->scheduler_context); }
 #else
 void enter(Fiber& fiber) {
-    if (_setjmp(block.scheduler) != 0) return;
+    if (_setjmp(block->scheduler) != 0) return;
     if (fiber.started) _longjmp(fiber.here, 1);
     fiber.started = true;
     setcontext(&fiber.context);
 }
 void leave(Fiber& fiber) {
-    if (_setjmp(fiber.here) == 0) _longjmp(block.scheduler, 1);
+    if (_setjmp(fiber.here) == 0) _longjmp(block->scheduler, 1);
 }
 #endif
 
 void fiber_main() {
-    block.kernel(block.params);
-    Fiber& fiber = block.fibers[block.current];
+    block->kernel(block->params);
+    Fiber& fiber = block->fibers[block->current];
     fiber.state = State::Done;
     leave(fiber);
 }
 
 /// Gives up the whole block; the fibers are abandoned where they stand.
 void fail(const std::string& message) {
-    if (block.error.empty()) block.error = "thread " + std::to_string(block.current) + ": " + message;
-    leave(block.fibers[block.current]);
+    if (block->error.empty()) block->error = "thread " + std::to_string(block->current) + ": " + message;
+    leave(block->fibers[block->current]);
 }
 
 void wait(Fiber& fiber, State state) {
@@ -151,12 +149,12 @@ void shuffle_warp(Fiber* lanes, unsigned mask, bool is_xor) {
     }
 }
 
-/// Runs one block. False, with `block.error` set, if it went wrong.
+/// Runs one block-> False, with `block->error` set, if it went wrong.
 bool run_block(Order order) {
-    const size_t count = block.num_threads;
-    block.meetings.assign((count + 31) / 32, Meeting{Collective::Wait, 0, 0});
+    const size_t count = block->num_threads;
+    block->meetings.assign((count + 31) / 32, Meeting{Collective::Wait, 0, 0});
     for (size_t i = 0; i < count; ++i) {
-        Fiber& fiber = block.fibers[i];
+        Fiber& fiber = block->fibers[i];
         if (!fiber.stack) fiber.stack.reset(new unsigned char[kStackBytes]);
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -171,17 +169,17 @@ bool run_block(Order order) {
         size_t done = 0, at_barrier = 0, votes = 0;
         bool any = false;
         for (size_t n = 0; n < count; ++n) {
-            // 37 has no factor in common with the size of a block.
+            // 37 has no factor in common with the size of a block->
             const size_t i = order == Order::Forward ? n : order == Order::Backward ? count - 1 - n : n * 37 % count;
-            if (block.fibers[i].state != State::Ready) continue;
+            if (block->fibers[i].state != State::Ready) continue;
             progress = true;
-            block.current = i;
-            block.place.thread = {unsigned(i), 0, 0};
-            enter(block.fibers[i]);
-            if (!block.error.empty()) return false;
+            block->current = i;
+            running.thread = {unsigned(i), 0, 0};
+            enter(block->fibers[i]);
+            if (!block->error.empty()) return false;
         }
         for (size_t i = 0; i < count; ++i) {
-            const Fiber& fiber = block.fibers[i];
+            const Fiber& fiber = block->fibers[i];
             done += fiber.state == State::Done;
             if (fiber.state != State::AtBarrier) continue;
             at_barrier += 1;
@@ -191,15 +189,15 @@ bool run_block(Order order) {
         if (done == count) return true;
         if (at_barrier == count) {
             if (votes != 0 && votes != count) {
-                block.error = "threads meet at different barriers";
+                block->error = "threads meet at different barriers";
                 return false;
             }
-            block.outcome = any;
-            for (size_t i = 0; i < count; ++i) block.fibers[i].state = State::Ready;
+            block->outcome = any;
+            for (size_t i = 0; i < count; ++i) block->fibers[i].state = State::Ready;
             progress = true;
         }
         if (!progress) {
-            block.error = "deadlock: " + std::to_string(done) + " threads have left, " + std::to_string(at_barrier) +
+            block->error = "deadlock: " + std::to_string(done) + " threads have left, " + std::to_string(at_barrier) +
                           " wait at a barrier, " + std::to_string(count - done - at_barrier) + " for lanes of their warp";
             return false;
         }
@@ -208,24 +206,24 @@ bool run_block(Order order) {
 
 }  // namespace
 
-const Place& place() { return block.place; }
-unsigned char* shared_memory() { return block.shared; }
+__thread Place running;
+__thread unsigned char* shared;
 
 bool barrier(bool is_vote, bool value) {
-    Fiber& fiber = block.fibers[block.current];
+    Fiber& fiber = block->fibers[block->current];
     fiber.is_vote = is_vote;
     fiber.vote = is_vote && value;
     wait(fiber, State::AtBarrier);
-    return block.outcome;
+    return block->outcome;
 }
 
 void meet(Collective kind, unsigned mask, uint32_t* data, int words) {
-    const size_t current = block.current, lane = current % 32, first = current - lane;
-    Fiber& fiber = block.fibers[current];
-    Meeting& meeting = block.meetings[current / 32];
+    const size_t current = block->current, lane = current % 32, first = current - lane;
+    Fiber& fiber = block->fibers[current];
+    Meeting& meeting = block->meetings[current / 32];
     std::memcpy(fiber.data, data, size_t(words) * 4);
     if (!(mask >> lane & 1)) fail("a lane is not in the mask of its own collective");
-    if (block.num_threads - first < 32) fail("a warp is not whole");
+    if (block->num_threads - first < 32) fail("a warp is not whole");
     if (meeting.arrived == 0) {
         meeting.kind = kind;
         meeting.mask = mask;
@@ -238,7 +236,7 @@ void meet(Collective kind, unsigned mask, uint32_t* data, int words) {
         wait(fiber, State::InCollective);
     } else {
         meeting.arrived = 0;
-        Fiber* lanes = &block.fibers[first];
+        Fiber* lanes = &block->fibers[first];
         if (kind == Collective::MultiplyAdd) {
             multiply_add_warp(lanes);
         } else if (kind != Collective::Wait) {
@@ -270,32 +268,34 @@ uint16_t to_half(float value) {
 std::string launch(Kernel kernel, const void* params, const unsigned (&grid)[2], unsigned block_dim, size_t shared_bytes,
                    Order order) {
     if (block_dim == 0 || block_dim > 1024) return "a block of " + std::to_string(block_dim) + " threads";
+    thread_local Block own;
+    block = &own;
     if (shared_bytes + kGuardBytes > kSharedBytes) return "too much shared memory";
-    if (!block.shared_store) {
-        block.shared_store.reset(new unsigned char[kSharedBytes + 128]);
-        block.shared = block.shared_store.get() + (128 - reinterpret_cast<uintptr_t>(block.shared_store.get()) % 128);
+    if (!block->shared_store) {
+        block->shared_store.reset(new unsigned char[kSharedBytes + 128]);
+        shared = block->shared_store.get() + (128 - reinterpret_cast<uintptr_t>(block->shared_store.get()) % 128);
     }
-    if (block.fibers.size() < block_dim) block.fibers.resize(block_dim);
-    block.num_threads = block_dim;
-    block.kernel = kernel;
-    block.params = params;
-    block.error.clear();
-    block.place.block_dim = {block_dim, 1, 1};
+    if (block->fibers.size() < block_dim) block->fibers.resize(block_dim);
+    block->num_threads = block_dim;
+    block->kernel = kernel;
+    block->params = params;
+    block->error.clear();
+    running.block_dim = {block_dim, 1, 1};
     for (unsigned y = 0; y < grid[1]; ++y) {
         for (unsigned x = 0; x < grid[0]; ++x) {
-            block.place.block = {x, y, 0};
-            std::memset(block.shared, kFill, shared_bytes + kGuardBytes);
+            running.block = {x, y, 0};
+            std::memset(shared, kFill, shared_bytes + kGuardBytes);
 #if defined(__SANITIZE_ADDRESS__)
-            ASAN_POISON_MEMORY_REGION(block.shared + shared_bytes, kGuardBytes);
+            ASAN_POISON_MEMORY_REGION(shared + shared_bytes, kGuardBytes);
 #endif
             const bool fine = run_block(order);
 #if defined(__SANITIZE_ADDRESS__)
-            ASAN_UNPOISON_MEMORY_REGION(block.shared + shared_bytes, kGuardBytes);
+            ASAN_UNPOISON_MEMORY_REGION(shared + shared_bytes, kGuardBytes);
 #endif
             const std::string where = "block " + std::to_string(x) + ", " + std::to_string(y) + ": ";
-            if (!fine) return where + block.error;
+            if (!fine) return where + block->error;
             for (size_t i = 0; i < kGuardBytes; ++i) {
-                if (block.shared[shared_bytes + i] != kFill) {
+                if (shared[shared_bytes + i] != kFill) {
                     return where + "a write " + std::to_string(i) + " bytes past the shared memory of the launch";
                 }
             }

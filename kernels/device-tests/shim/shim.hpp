@@ -39,8 +39,11 @@ struct Place {
     uint3 thread, block, block_dim;
 };
 
-const Place& place();
-unsigned char* shared_memory();
+// Not `thread_local`, whose every use from another file calls a function.
+extern __thread Place running;
+extern __thread unsigned char* shared;
+
+inline unsigned char* shared_memory() { return shared; }
 /// Waits for all threads of the block; returns whether `value` holds for any.
 bool barrier(bool is_vote, bool value);
 /// Meets the lanes of `mask` with `words` of data, and leaves with what the collective gives this lane in the same place.
@@ -72,9 +75,9 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 
 }  // namespace shim
 
-#define threadIdx (shim::place().thread)
-#define blockIdx (shim::place().block)
-#define blockDim (shim::place().block_dim)
+#define threadIdx (shim::running.thread)
+#define blockIdx (shim::running.block)
+#define blockDim (shim::running.block_dim)
 
 inline void __syncthreads() { shim::barrier(false, false); }
 inline int __syncthreads_or(int value) { return shim::barrier(true, value != 0); }

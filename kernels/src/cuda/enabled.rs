@@ -5,8 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 pub use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use cudarc::{
     driver::{
-        CudaContext, CudaFunction, DevicePtr, DevicePtrMut, DeviceSlice, DriverError, LaunchConfig, PushKernelArg,
-        SyncOnDrop, sys::CUfunction_attribute_enum,
+        CudaContext, CudaFunction, DevicePtr, DevicePtrMut, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop,
+        sys::CUfunction_attribute_enum,
     },
     nvrtc::Ptx,
 };

@@ -7,7 +7,7 @@ use kernels::{LlaPlan, LlaRow, device::ElementType};
 use serde_json::Value;
 
 use crate::{
-    case::{Case, TYPES, WAYS, assert_within, shape, vector_error, wide},
+    case::{Case, WAYS, assert_within, shape, vector_error, wide},
     skipped,
 };
 
@@ -86,8 +86,8 @@ impl Golden {
     }
 }
 
-#[test]
-fn prefill_and_decode_meet_the_golden_vectors() {
+/// Both ways, all vectors.
+fn meet_the_golden_vectors(element_type: ElementType) {
     if skipped() {
         return;
     }
@@ -96,24 +96,39 @@ fn prefill_and_decode_meet_the_golden_vectors() {
     for name in names {
         let golden = Golden::load(&name);
         let (case, expected) = (golden.case(), golden.by_row("o"));
-        for element_type in TYPES {
-            // Inputs are exact in every type.
-            assert_eq!(case.rounded(element_type).keys, case.keys, "{name}");
-            for way in WAYS {
-                let found = case.run(way, element_type);
-                let error = vector_error(&wide(&found.output), &expected, case.shape.value_dim);
-                let tolerance = golden.tolerance(element_type);
-                println!("{name} {element_type:?} {way:?}: {error:.1e} of {tolerance:?}, {:?}", found.counters);
-                let what = format!("{name}, {element_type:?}, {way:?}");
-                assert!(found.output.iter().all(|x| x.is_finite()), "{what}: not finite");
-                if let Some(tolerance) = tolerance {
-                    assert_within(error, tolerance, &what);
-                }
-                assert_eq!(found.counters.num_fallbacks, 0, "{what}");
-                assert_eq!(found.counters.num_wide, 0, "{what}");
+        // Inputs are exact in every type.
+        assert_eq!(case.rounded(element_type).keys, case.keys, "{name}");
+        for way in WAYS {
+            let found = case.run(way, element_type);
+            let error = vector_error(&wide(&found.output), &expected, case.shape.value_dim);
+            let tolerance = golden.tolerance(element_type);
+            println!("{name} {element_type:?} {way:?}: {error:.1e} of {tolerance:?}, {:?}", found.counters);
+            let what = format!("{name}, {element_type:?}, {way:?}");
+            assert!(found.output.iter().all(|x| x.is_finite()), "{what}: not finite");
+            if let Some(tolerance) = tolerance {
+                assert_within(error, tolerance, &what);
             }
+            assert_eq!(found.counters.num_fallbacks, 0, "{what}");
+            assert_eq!(found.counters.num_wide, 0, "{what}");
         }
     }
+}
+
+// A test for each type, so that they share the time among threads.
+
+#[test]
+fn golden_vectors_in_f32() {
+    meet_the_golden_vectors(ElementType::F32);
+}
+
+#[test]
+fn golden_vectors_in_f16() {
+    meet_the_golden_vectors(ElementType::F16);
+}
+
+#[test]
+fn golden_vectors_in_bf16() {
+    meet_the_golden_vectors(ElementType::BF16);
 }
 
 #[test]
