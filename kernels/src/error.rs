@@ -145,6 +145,34 @@ pub enum KernelError {
         /// The argument.
         what: &'static str,
     },
+    /// A device was asked for in a build that has none.
+    #[error("this build has no CUDA: the feature `cuda` of leapfrog-kernels is off")]
+    CudaMissing,
+    /// A device was asked for on a machine without a driver.
+    #[error("no CUDA driver on this machine: libcuda was not found")]
+    CudaDriverMissing,
+    /// The driver of a device refused.
+    #[error("CUDA could not {call}: error {code}")]
+    Driver {
+        /// What was asked for, in words.
+        call: &'static str,
+        /// Its `CUresult`.
+        code: u32,
+    },
+    /// A device that the kernels were not compiled for.
+    #[error("the device has compute capability {}.{}, the kernels were compiled for {compiled}", device.0, device.1)]
+    Capability {
+        /// Major and minor number of the device.
+        device: (i32, i32),
+        /// The list of the build.
+        compiled: &'static str,
+    },
+    /// A kernel that is not in the device code of the build.
+    #[error("the device code of this build has no kernel `{kernel}`")]
+    KernelMissing {
+        /// Its name.
+        kernel: &'static str,
+    },
     /// An error of the tensor library, such as a device without an implementation.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

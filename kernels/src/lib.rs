@@ -11,6 +11,12 @@
 //! | [`rms_norm`] | `[.., dim] -> [.., dim]` | `ops/rms_norm/reference.rs` |
 //! | [`rope`] | `[rows, heads, head_dim]`, same shape out; all features of a head or its first ones | `ops/rope/reference.rs` |
 //!
+//! # Devices
+//!
+//! With the feature `cuda` local linear attention and Parallax also have device kernels (`ops/lla/*.cu`), for f32, f16 and
+//! bf16 and heads of up to 128 values: [`device`]. They are tested by running them on the host (`device-tests`); no
+//! number of a GPU has been measured.
+//!
 //! # Row invariance
 //!
 //! Every output row has the same bits whatever other rows share the call and however many threads run it: each output
@@ -21,6 +27,7 @@
 
 pub mod arch;
 mod cpu;
+pub mod cuda;
 mod error;
 mod ops;
 mod tensor;
@@ -37,6 +44,21 @@ pub use ops::{
     rope::rope,
     swiglu::swiglu,
 };
+
+/// Device kernels: how to launch them ([`launch_lla`](device::launch_lla)), and what they are told, for tests and other
+/// ways to run them.
+pub mod device {
+    pub use crate::ops::lla::device::{
+        DecodeSizes, ElementType, LlaAddresses, LlaCounters, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, LlaTile,
+        LlaVisible,
+    };
+    pub use crate::ops::lla::launch::{
+        LlaSlope, LlaTensors, LlaUploadedPlan, LlaUploadedRidge, LlaWay, LlaWork, launch_lla,
+    };
+    #[allow(unused_imports, reason = "read where there is a device")]
+    pub(crate) use crate::ops::lla::launches::KERNEL_NAMES;
+    pub use crate::ops::lla::launches::LlaLaunch;
+}
 
 /// The plain implementations that the tests compare every kernel with.
 pub mod reference {

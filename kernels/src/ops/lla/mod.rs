@@ -16,6 +16,9 @@ use crate::{
     tensor::{check_f32, dims3, shape_error, values},
 };
 
+pub(crate) mod device;
+pub(crate) mod launch;
+pub(crate) mod launches;
 mod output;
 mod plan;
 pub(crate) mod reference;

@@ -117,6 +117,11 @@ impl LlaPlan {
         self.inner.page_len
     }
 
+    /// All page tables.
+    pub(super) fn tables(&self) -> &[Vec<u32>] {
+        &self.inner.tables
+    }
+
     /// One past the largest page of any table.
     pub(super) fn page_end(&self) -> usize {
         self.inner.page_end

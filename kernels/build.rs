@@ -1,0 +1,82 @@
+//! Compiles the device kernels, under the feature `cuda` alone: one fatbin for each source file, with code for every
+//! architecture of `LEAPFROG_CUDA_ARCHS` and PTX of the newest.
+
+use std::{
+    error::Error,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Turing to Hopper.
+const DEFAULT_ARCHS: &str = "75;80;86;89;90";
+const SOURCES: [&str; 2] = ["src/ops/lla/prefill.cu", "src/ops/lla/decode.cu"];
+/// Folders with sources and headers; cargo watches all that is in them.
+const WATCHED: [&str; 2] = ["src/cuh", "src/ops/lla"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    // Without the feature nothing below may be needed, and nothing is looked for.
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return Ok(());
+    }
+    for variable in ["NVCC", "CUDA_HOME", "PATH", "LEAPFROG_CUDA_ARCHS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    for folder in WATCHED {
+        println!("cargo::rerun-if-changed={folder}");
+    }
+    let archs = std::env::var("LEAPFROG_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.to_owned());
+    let numbers = parse_archs(&archs)?;
+    println!("cargo::rustc-env=LEAPFROG_CUDA_ARCHS={archs}");
+    let nvcc = find_nvcc().ok_or(
+        "the feature `cuda` needs nvcc: set NVCC or CUDA_HOME, put it on PATH, or get it with kernels/scripts/fetch-nvcc",
+    )?;
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let jobs: Vec<_> =
+        SOURCES.iter().map(|source| (source, compile(&nvcc, &numbers, Path::new(source), &out))).collect();
+    for (source, child) in jobs {
+        let status = child?.wait()?;
+        if !status.success() {
+            return Err(format!("nvcc could not compile {source}: {status}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Compute capabilities without the dot.
+fn parse_archs(list: &str) -> Result<Vec<u32>, String> {
+    let numbers: Result<Vec<u32>, _> = list.split(';').map(str::parse).collect();
+    match numbers {
+        Ok(numbers) if numbers.iter().all(|number| *number >= 75) => Ok(numbers),
+        _ => {
+            Err(format!("LEAPFROG_CUDA_ARCHS is `{list}`; it lists capabilities from 75 on, such as `{DEFAULT_ARCHS}`"))
+        }
+    }
+}
+
+/// The compiler that the environment names, or the first on the path.
+fn find_nvcc() -> Option<PathBuf> {
+    if let Some(nvcc) = std::env::var_os("NVCC") {
+        return Some(PathBuf::from(nvcc));
+    }
+    let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    home.into_iter().chain(std::env::split_paths(&path)).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+}
+
+/// Starts the compiler.
+fn compile(nvcc: &Path, archs: &[u32], source: &Path, out: &Path) -> std::io::Result<std::process::Child> {
+    let fatbin = out.join(source.with_extension("fatbin").file_name().unwrap_or_default());
+    let mut arguments: Vec<OsString> =
+        ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Werror=all-warnings", "-o"].map(OsString::from).to_vec();
+    arguments.push(fatbin.into());
+    for arch in archs {
+        arguments.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}").into());
+    }
+    if let Some(newest) = archs.iter().max() {
+        arguments.push(format!("-gencode=arch=compute_{newest},code=compute_{newest}").into());
+    }
+    arguments.push(source.into());
+    Command::new(nvcc).args(arguments).spawn()
+}

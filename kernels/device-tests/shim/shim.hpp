@@ -1,0 +1,127 @@
+// Enough of CUDA C++ to compile and run our kernels on a CPU. Included before every kernel source.
+//
+// A thread block runs cooperatively on one thread of the host: every CUDA thread is a fiber that runs until it waits for
+// others. What would hang or be undefined on a device is an error here: threads that leave while others wait for them,
+// lanes that meet in different collectives, writes past the shared memory that the launch asked for. Shared memory
+// starts as NaN, and the order in which threads run can be turned round, so that what depends on either shows.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define __device__
+#define __host__
+#define __global__
+#define __launch_bounds__(...)
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+
+namespace shim {
+
+/// What lanes do together.
+enum class Collective { Wait, Shuffle, ShuffleXor, MultiplyAdd };
+
+/// Where the running thread stands.
+struct Place {
+    uint3 thread, block, block_dim;
+};
+
+// Not `thread_local`, whose every use from another file calls a function.
+extern __thread Place running;
+extern __thread unsigned char* shared;
+
+inline unsigned char* shared_memory() { return shared; }
+/// Waits for all threads of the block; returns whether `value` holds for any.
+bool barrier(bool is_vote, bool value);
+/// Meets the lanes of `mask` with `words` of data, and leaves with what the collective gives this lane in the same place.
+void meet(Collective kind, unsigned mask, uint32_t* data, int words);
+
+inline uint32_t bits(float value) {
+    uint32_t to;
+    std::memcpy(&to, &value, 4);
+    return to;
+}
+
+inline float from_bits(uint32_t value) {
+    float to;
+    std::memcpy(&to, &value, 4);
+    return to;
+}
+
+uint16_t to_half(float value);
+float from_half(uint16_t bits);
+
+/// The data of a lane: c, a, b.
+inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    uint32_t data[10];
+    for (int i = 0; i < 4; ++i) data[i] = bits(c[i]), data[4 + i] = a[i];
+    data[8] = b0, data[9] = b1;
+    meet(Collective::MultiplyAdd, 0xffffffffu, data, 10);
+    for (int i = 0; i < 4; ++i) c[i] = from_bits(data[i]);
+}
+
+}  // namespace shim
+
+#define threadIdx (shim::running.thread)
+#define blockIdx (shim::running.block)
+#define blockDim (shim::running.block_dim)
+
+inline void __syncthreads() { shim::barrier(false, false); }
+inline int __syncthreads_or(int value) { return shim::barrier(true, value != 0); }
+
+inline void __syncwarp() {
+    uint32_t nothing = 0;
+    shim::meet(shim::Collective::Wait, 0xffffffffu, &nothing, 1);
+}
+
+inline float __shfl_sync(unsigned mask, float value, int lane) {
+    uint32_t data[2] = {shim::bits(value), uint32_t(lane) % 32};
+    shim::meet(shim::Collective::Shuffle, mask, data, 2);
+    return shim::from_bits(data[0]);
+}
+
+inline float __shfl_xor_sync(unsigned mask, float value, int flip) {
+    uint32_t data[2] = {shim::bits(value), uint32_t(flip)};
+    shim::meet(shim::Collective::ShuffleXor, mask, data, 2);
+    return shim::from_bits(data[0]);
+}
+
+/// Blocks of one launch run one after the other and threads of a block do not overlap, so plain operations are atomic.
+template <class T>
+T atomicAdd(T* to, T value) {
+    const T old = *to;
+    *to = old + value;
+    return old;
+}
+
+template <class T>
+T atomicMax(T* to, T value) {
+    const T old = *to;
+    if (value > old) *to = value;
+    return old;
+}
+
+inline int __float_as_int(float value) { return int(shim::bits(value)); }
+inline float __int_as_float(int value) { return shim::from_bits(uint32_t(value)); }
+
+template <class T>
+T min(T a, T b) {
+    return b < a ? b : a;
+}
+template <class T>
+T max(T a, T b) {
+    return a < b ? b : a;
+}
