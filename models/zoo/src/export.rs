@@ -52,6 +52,20 @@ fn shortest(number: f32) -> Value {
 
 /// Writes the folder: weights as f16, config, tokenizer, generation config, and `origin` as `training.json`.
 pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Value) -> Result<(), ZooError> {
+    let shape = net.shape();
+    let (is_normed, mixer) = (shape.qk_norm, shape.mixer);
+    let fits = match family {
+        Family::Lla => is_normed && matches!(mixer, Mixer::Lla { .. }),
+        Family::Qwen3 => is_normed && mixer.is_softmax(),
+        Family::Llama | Family::Cllm { .. } | Family::Dream { .. } | Family::FastDllm { .. } => {
+            !is_normed && mixer.is_softmax()
+        }
+    };
+    if !fits {
+        let reason =
+            format!("a network with norms on heads: {is_normed}, and {mixer:?} is not of the family {family:?}");
+        return Err(ZooError::Settings(reason));
+    }
     fs::create_dir_all(folder).map_err(|source| ZooError::Io { path: folder.into(), source })?;
     let halves: Result<HashMap<_, _>, _> = net
         .parameters()
@@ -60,7 +74,6 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
         .collect();
     safetensors::save(&halves?, folder.join("model.safetensors"))?;
     text.save(folder, CONTEXT_LEN)?;
-    let shape = net.shape();
     let mut config = json!({
         "architectures": [match family {
             Family::Llama | Family::Cllm { .. } => "LlamaForCausalLM",
@@ -93,14 +106,11 @@ pub fn export(net: &Net, text: &Text, family: Family, folder: &Path, origin: &Va
         "eos_token_id": Specials::END,
         "pad_token_id": Specials::PAD,
     });
+    if let Mixer::Lla { ridge_floor } = mixer {
+        config["lla_ridge_floor"] = shortest(ridge_floor);
+    }
     match family {
-        Family::Llama | Family::Qwen3 | Family::Cllm { .. } => {}
-        Family::Lla => match shape.mixer {
-            Mixer::Lla { ridge_floor } => config["lla_ridge_floor"] = shortest(ridge_floor),
-            Mixer::Softmax | Mixer::Linear => {
-                return Err(ZooError::Settings("the network has no local linear attention".into()));
-            }
-        },
+        Family::Llama | Family::Qwen3 | Family::Lla | Family::Cllm { .. } => {}
         Family::Dream { .. } => config["mask_token_id"] = json!(Specials::MASK),
         Family::FastDllm { block_len } => {
             config["mask_token_id"] = json!(Specials::MASK);

@@ -177,21 +177,31 @@ fn the_server_computes_what_was_trained() {
         Family::Cllm { width: 16 },
         Family::Dream { block_len: 32, local_leap: (0.95, 0.875, 2) },
         Family::FastDllm { block_len: 16 },
+        Family::Qwen3,
+        Family::Lla,
     ];
     for kind in families {
         let (family, bias) = (format!("{kind:?}"), matches!(kind, Family::Dream { .. } | Family::FastDllm { .. }));
-        let net = Net::new(settings(&text, 1, bias).shape, 7).unwrap();
+        let mixer = if kind == Family::Lla { Mixer::Lla { ridge_floor: 0.1 } } else { Mixer::Softmax };
+        let qk_norm = matches!(kind, Family::Qwen3 | Family::Lla);
+        let net = Net::new(Shape { qk_norm, mixer, ..settings(&text, 1, bias).shape }, 7).unwrap();
         for (name, var) in net.parameters() {
-            // What the f16 file can hold, and biases that are not zero.
+            // What the f16 file can hold, biases that are not zero, and heads that differ.
             let shift = if name.ends_with("bias") { 0.125 } else { 0.0 };
-            let halves = (var.as_tensor() + shift).unwrap().to_dtype(candle_core::DType::F16).unwrap();
+            let slope = if name.ends_with("ridge") || name.contains("_norm.weight") { 0.25 } else { 0.0 };
+            let count = var.dim(var.rank() - 1).unwrap();
+            let shift: Vec<f32> = (0..count).map(|at| shift + slope * at as f32 / count as f32).collect();
+            let shift = candle_core::Tensor::new(shift, var.device()).unwrap();
+            let halves = var.broadcast_add(&shift).unwrap().to_dtype(candle_core::DType::F16).unwrap();
             var.set(&halves.to_dtype(candle_core::DType::F32).unwrap()).unwrap();
         }
         let out = folder.path().join(&family);
         export(&net, &text, kind, &out, &serde_json::json!({})).unwrap();
         let mut rows = Rows::default();
         let (start, visibility) = match kind {
-            Family::Llama | Family::Cllm { .. } => (rows.push_causal(&tokens), Visibility::Causal),
+            Family::Llama | Family::Qwen3 | Family::Lla | Family::Cllm { .. } => {
+                (rows.push_causal(&tokens), Visibility::Causal)
+            }
             Family::Dream { .. } => (rows.push_full(&tokens), Visibility::Through(tokens.len())),
             Family::FastDllm { block_len } => {
                 (rows.push_blocks(&tokens, block_len), Visibility::Blocks { origin: 0, block_len })
@@ -207,6 +217,20 @@ fn the_server_computes_what_was_trained() {
             assert!(error < size * 1e-4, "{family}, row {row}: {error} of {size}");
         }
     }
+}
+
+#[test]
+fn a_network_is_exported_as_what_it_is_or_not_at_all() {
+    let text = text();
+    let folder = tempfile::tempdir().unwrap();
+    let net = Net::new(settings(&text, 1, false).shape, 7).unwrap();
+    for family in [Family::Qwen3, Family::Lla] {
+        let error = export(&net, &text, family, folder.path(), &serde_json::json!({})).unwrap_err().to_string();
+        assert!(error.contains("Softmax"), "{error}");
+    }
+    let linear = Net::new(Shape { mixer: Mixer::Linear, ..net.shape().clone() }, 7).unwrap();
+    assert!(export(&linear, &text, Family::Llama, folder.path(), &serde_json::json!({})).is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

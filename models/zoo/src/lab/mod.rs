@@ -230,16 +230,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_contender_learns_something_and_repeats() {
-        let settings = LabSettings { steps: 12, rows: 128, learning_rate: 1e-2, sequences: 2 };
+    fn every_contender_learns_something() {
+        let settings = LabSettings { steps: 40, rows: 128, learning_rate: 1e-2, sequences: 2 };
+        for contender in Contender::ALL {
+            // The loss of a network that knows nothing but the kind of token it should name falls from ln 512 to ln 128.
+            let LabRun { losses, .. } = run(Problem::Recall, contender, settings, 1).unwrap();
+            let end = losses[15..].iter().sum::<f64>() / 5.0;
+            assert!(losses[0] > 6.0 && end < 5.7, "{contender}: {losses:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_repeats_and_its_seed_counts() {
+        let settings = LabSettings { steps: 3, rows: 128, learning_rate: 1e-2, sequences: 2 };
         for problem in Problem::ALL {
             for contender in Contender::ALL {
-                let first = run(problem, contender, settings, 1).unwrap();
-                assert!(first.losses.last() < first.losses.first(), "{problem}, {contender}: {:?}", first.losses);
-                let again = run(problem, contender, settings, 1).unwrap();
+                let [first, again, other] = [1, 1, 2].map(|seed| run(problem, contender, settings, seed).unwrap());
                 assert_eq!((&first.figures, &first.losses), (&again.figures, &again.losses), "{problem}, {contender}");
-                let other = run(problem, contender, settings, 2).unwrap();
-                assert_ne!(first.losses, other.losses);
+                assert_ne!(first.losses, other.losses, "{problem}, {contender}");
+                assert_eq!(first.losses.len(), 3);
             }
         }
     }
