@@ -2,14 +2,17 @@
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
-//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `soak` drives a running server with many clients that come and go.
+//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `lla` compares local
+//! linear attention with its dense form and with softmax attention. `soak` drives a running server with many clients that come and go.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
 mod canvas;
 mod hardware;
+mod lla;
 mod llama;
 mod llama_diffusion;
+mod plot;
 mod prompts;
 mod report;
 mod soak;
@@ -42,6 +45,8 @@ enum Command {
     Canvas(canvas::CanvasArgs),
     /// The built-in models on held-out problems: accuracy, tokens per forward, speed, and how they compare with the goals.
     Zoo(zoo::ZooArgs),
+    /// Local linear attention: time, memory, steps and accuracy, beside its dense form and softmax attention.
+    Lla(lla::LlaArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
 }
@@ -52,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Command::Verify(args) => verify::run(&args),
         Command::Canvas(args) => canvas::run(&args),
         Command::Zoo(args) => zoo::run(&args),
+        Command::Lla(args) => lla::run(&args),
         Command::Soak(args) => soak::run(&args),
     }
 }

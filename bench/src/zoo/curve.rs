@@ -10,10 +10,12 @@ use super::{
     canvas::{local_leap, threshold, whole},
     exam::{Method, Question, sit},
     subject::Subject,
-    svg::{Point, Series, scatter},
     table::{Findings, Unit},
 };
-use crate::stats::{Estimate, accuracy_under_parallelism};
+use crate::{
+    plot::{Captions, Point, Scale, Series, scatter},
+    stats::{Estimate, accuracy_under_parallelism},
+};
 
 /// What is swept.
 #[derive(Debug, Clone)]
@@ -203,7 +205,12 @@ fn picture(samples: &[Sample]) -> Result<String, std::fmt::Error> {
         let wanted = |setting: &Setting| matches!(setting, Setting::LocalLeap { radius: r, .. } if *r == radius);
         all.push(series(format!("LocalLeap, W = {radius}"), colour, false, &wanted));
     }
-    scatter("leapfrog-diffusion, held-out problems", "tokens per forward", "exact answers, %", &all)
+    let captions = Captions {
+        title: "leapfrog-diffusion, held-out problems",
+        x: ("tokens per forward", Scale::Linear),
+        y: ("exact answers, %", Scale::Linear),
+    };
+    scatter(&captions, &all)
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ mod curve;
 mod exam;
 mod race;
 mod subject;
-mod svg;
 mod table;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
