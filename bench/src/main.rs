@@ -2,16 +2,19 @@
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
-//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `mixers` reports the trainer's
-//! experiments on how rows mix. `soak` drives a running server with many clients that come and go.
+//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
+//! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
+//! drives a running server with many clients that come and go.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
 mod canvas;
 mod hardware;
+mod lla;
 mod llama;
 mod llama_diffusion;
 mod mixers;
+mod plot;
 mod prompts;
 mod report;
 mod soak;
@@ -47,6 +50,8 @@ enum Command {
     Zoo(zoo::ZooArgs),
     /// Tables and plots of how linear, softmax and local linear attention compare in training and on streams.
     Mixers(mixers::MixersArgs),
+    /// Local linear attention: time, memory, steps and accuracy, beside its dense form and softmax attention.
+    Lla(lla::LlaArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
 }
@@ -58,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Command::Canvas(args) => canvas::run(&args),
         Command::Zoo(args) => zoo::run(&args),
         Command::Mixers(args) => mixers::run(&args),
+        Command::Lla(args) => lla::run(&args),
         Command::Soak(args) => soak::run(&args),
     }
 }

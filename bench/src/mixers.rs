@@ -10,9 +10,9 @@ use zoo::lab::{Contender, Estimator, LabRun, Problem, SPAN, StreamSettings, Tune
 
 use crate::{
     hardware::Hardware,
+    plot::{Captions, Point, Scale, Series, scatter},
     report,
     stats::{Estimate, student},
-    svg::{Point, Series, scatter},
 };
 
 /// Arguments of `mixers`.
@@ -138,10 +138,11 @@ fn trained(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
         let parameters = runs.iter().find(|run| run.contender == contender).map(|run| run.parameters.to_string());
         text.push_str(&format!(" {} |", parameters.unwrap_or("-".into())));
     }
-    text.push_str(" |\n| seconds of a run, one thread |");
+    text.push_str(" |\n| seconds of the fastest run, one thread |");
     for contender in Contender::ALL {
-        let seconds: Vec<f64> = runs.iter().filter(|run| run.contender == contender).map(|run| run.seconds).collect();
-        text.push_str(&format!(" {} |", student(&seconds).map_or("-".into(), |time| format!("{:.0}", time.value))));
+        let seconds = runs.iter().filter(|run| run.contender == contender).map(|run| run.seconds);
+        let least = seconds.min_by(f64::total_cmp);
+        text.push_str(&format!(" {} |", least.map_or("-".into(), |seconds| format!("{seconds:.0}"))));
     }
     text.push_str(" |\n");
     Ok(text)
@@ -161,12 +162,15 @@ fn trained_plot(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
         for (name, _) in &runs[0].figures {
             let Some(at) = name.split('_').nth(1).and_then(|number| number.parse::<f64>().ok()) else { continue };
             if let Some(Estimate { value, low, high }) = estimate(&figures(runs, contender, name)) {
+                // A single run has no interval to draw.
+                let (low, high) = if low.is_finite() { (low, high) } else { (value, value) };
                 points.push(Point { x: at, y: value, low, high, label: format!("{contender}, {at}: {value:.3}") });
             }
         }
         series.push(Series { name: contender.to_string(), colour, joined: true, points });
     }
-    Ok(scatter(title, x, y, &series)?)
+    let scale = if problem == Problem::Recall { Scale::Powers(2.0) } else { Scale::Linear };
+    Ok(scatter(&Captions { title, x: (x, scale), y: (y, Scale::Linear) }, &series)?)
 }
 
 /// Mean error of each stream over some spans.
@@ -232,11 +236,13 @@ fn stream_plot(Streams { settings, estimators }: &Streams) -> anyhow::Result<Str
     let series = estimators.iter().zip(COLOURS).map(|(tuned, colour)| {
         let points = (0..len / SPAN).filter_map(|span| {
             let Estimate { value, low, high } = student(&means(tuned, span..span + 1))?;
+            let (low, high) = if low.is_finite() { (low, high) } else { (value, value) };
             let x = ((span * SPAN) + SPAN / 2) as f64;
             Some(Point { x, y: value, low, high, label: format!("{}, {x}: {value:.3}", tuned.estimator) })
         });
         Series { name: tuned.estimator.to_string(), colour, joined: true, points: points.collect() }
     });
     let title = format!("Test-time regression, a new region and map every {} pairs", settings.segment_len);
-    Ok(scatter(&title, "pairs before", "relative squared error", &series.collect::<Vec<_>>())?)
+    let (x, y) = (("pairs before", Scale::Linear), ("relative squared error", Scale::Linear));
+    Ok(scatter(&Captions { title: &title, x, y }, &series.collect::<Vec<_>>())?)
 }

@@ -151,9 +151,17 @@ pub(crate) fn ratio_of_sums(parts: &[Part], seed: u64) -> Option<Estimate> {
 }
 
 /// The generator of Steele, Lea and Flood.
-struct SplitMix(u64);
+#[derive(Debug, Clone)]
+pub(crate) struct SplitMix(pub(crate) u64);
 
 impl SplitMix {
+    /// A number of the normal distribution, by Box and Muller.
+    pub(crate) fn normal(&mut self) -> f32 {
+        let uniform = |word: u64| ((word >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let (radius, angle) = (uniform(self.next()), uniform(self.next()));
+        ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
@@ -263,6 +271,17 @@ mod tests {
         close(ratio.high - ratio.low, 2.0 * 1.96 * 0.025, 0.01);
         assert_eq!(ratio_of_sums(&coins, 7).unwrap(), ratio, "the same seed, the same interval");
         assert_eq!(ratio_of_sums(&[], 1), None);
+    }
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_their_distribution() {
+        let mut random = SplitMix(3);
+        let numbers: Vec<f64> = (0..20_000).map(|_| f64::from(random.normal())).collect();
+        let moment = |power| numbers.iter().map(|number| number.powi(power)).sum::<f64>() / numbers.len() as f64;
+        // Three standard errors: 1, sqrt(2) and sqrt(96) over sqrt(20000).
+        close(moment(1), 0.0, 0.0213);
+        close(moment(2), 1.0, 0.03);
+        close(moment(4), 3.0, 0.21);
     }
 
     /// The check value of the definition.

@@ -13,8 +13,8 @@ use super::{
     table::{Findings, Unit},
 };
 use crate::{
+    plot::{Captions, Point, Scale, Series, scatter},
     stats::{Estimate, accuracy_under_parallelism},
-    svg::{Point, Series, scatter},
 };
 
 /// What is swept.
@@ -205,7 +205,12 @@ fn picture(samples: &[Sample]) -> Result<String, std::fmt::Error> {
         let wanted = |setting: &Setting| matches!(setting, Setting::LocalLeap { radius: r, .. } if *r == radius);
         all.push(series(format!("LocalLeap, W = {radius}"), colour, false, &wanted));
     }
-    scatter("leapfrog-diffusion, held-out problems", "tokens per forward", "exact answers, %", &all)
+    let captions = Captions {
+        title: "leapfrog-diffusion, held-out problems",
+        x: ("tokens per forward", Scale::Linear),
+        y: ("exact answers, %", Scale::Linear),
+    };
+    scatter(&captions, &all)
 }
 
 #[cfg(test)]

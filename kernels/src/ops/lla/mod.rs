@@ -128,9 +128,9 @@ pub fn lla(
     check_length(OP, "ridge", ridge.len(), expected)?;
     check_number(OP, "ridge", ridge, "finite and above zero", |x| x > 0.0)?;
     let probe = ProbeSource::Solve { ridge: settings.ridge, tolerance, max_iterations };
-    let found = run(OP, q, (keys, values), plan, (shape, settings.scale, probe))?;
+    let found = run(OP, q, (keys, values), plan, (shape, settings.scale, probe, settings.details))?;
     let report = LlaReport::of(&found, settings.ridge, plan.num_rows(), shape);
-    let details = settings.details.then(|| LlaDetails::of(&found, plan.num_rows(), shape));
+    let details = settings.details.then(|| LlaDetails::of(&found, plan.num_rows(), shape)).flatten();
     Ok(LlaOutput { output: scatter(&found, plan, shape)?, report, details })
 }
 
@@ -152,10 +152,10 @@ pub fn parallax(
         return Err(shape_error(PARALLAX_OP, "probe", format!("{:?}, as the queries", q.dims()), probe));
     }
     let found = on_host(PARALLAX_OP, "probe", probe, |probe| {
-        run(PARALLAX_OP, q, (keys, values), plan, (shape, scale, ProbeSource::Given(probe)))
+        run(PARALLAX_OP, q, (keys, values), plan, (shape, scale, ProbeSource::Given(probe), false))
     })??;
     let num_fallbacks =
-        found.iter().flat_map(|(_, found)| &found.systems.progress).filter(|progress| progress.fallback).count();
+        found.iter().flat_map(|(_, found)| &found.progress).filter(|progress| progress.fallback).count();
     Ok(ParallaxOutput { output: scatter(&found, plan, shape)?, num_fallbacks })
 }
 
@@ -245,12 +245,14 @@ fn run(
     q: &Tensor,
     (keys, values): (&Tensor, &Tensor),
     plan: &LlaPlan,
-    (shape, scale, probe): (LlaShape, f32, ProbeSource<'_>),
+    (shape, scale, probe, details): (LlaShape, f32, ProbeSource<'_>, bool),
 ) -> Result<Found, KernelError> {
     let level = CpuLevel::current();
     on_host(op, "q", q, |q| {
         on_host(op, "keys", keys, |keys| {
-            on_host(op, "values", values, |values| Call { plan, shape, scale, probe, level, q, keys, values }.run())
+            on_host(op, "values", values, |values| {
+                Call { plan, shape, scale, probe, level, details, q, keys, values }.run()
+            })
         })
     })??
 }
@@ -258,6 +260,7 @@ fn run(
 /// The outputs in the order of the rows, `[rows, heads * value_dim]`.
 fn scatter(found: &Found, plan: &LlaPlan, shape: LlaShape) -> Result<Tensor, KernelError> {
     let LlaShape { num_heads, value_dim, .. } = shape;
-    let out = report::scatter(found, plan.num_rows() * num_heads, value_dim, num_heads, |found| &found.output);
+    let tiles = found.iter().map(|(queries, found)| (queries, &found.output[..]));
+    let out = report::scatter(tiles, plan.num_rows() * num_heads, value_dim, num_heads);
     Ok(Tensor::from_vec(out, (plan.num_rows(), num_heads * value_dim), &Device::Cpu)?)
 }

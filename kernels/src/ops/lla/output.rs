@@ -36,7 +36,7 @@ impl Kernel for Means<'_> {
 #[derive(Debug)]
 pub(super) struct Correct<'a> {
     pub(super) systems: &'a mut Systems,
-    /// The queries with a probe, padded.
+    /// The queries with a probe.
     pub(super) active: &'a [usize],
     /// Sums of `y_j` and of `y_j v_j`.
     pub(super) product: &'a Sums,
@@ -50,9 +50,9 @@ impl Kernel for Correct<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { systems, active, product, output } = self;
-        let (num_queries, vectors) = (systems.progress.len(), product.vectors);
+        let vectors = product.vectors;
         let mut mean = vec![[0.0; crate::cpu::LANES]; vectors];
-        for query in active.iter().copied().filter(|&query| query < num_queries) {
+        for &query in active {
             let output = &mut output[query * vectors..][..vectors];
             mean.copy_from_slice(output);
             let sum = simd.splat(-simd.sum(simd.load(&product.factors[query])));

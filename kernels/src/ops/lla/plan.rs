@@ -1,6 +1,6 @@
 //! Which row of local linear attention sees which positions, and where the positions lie.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{num::NonZeroUsize, ops::Range, sync::Arc};
 
 use crate::{KernelError, ops::attention::AttentionPlan};
 
@@ -132,6 +132,13 @@ impl LlaPlan {
         let page_len = self.inner.page_len;
         let page = self.inner.tables[table][position / page_len] as usize;
         (page * num_kv_heads + kv_head) * page_len + position % page_len
+    }
+
+    /// How many of `positions` of a table, from the first on, follow each other in a cache, and [`Self::slot`] of the
+    /// first.
+    pub(super) fn run(&self, table: usize, positions: Range<usize>, kv_head: (usize, usize)) -> (usize, usize) {
+        let rest = self.inner.page_len - positions.start % self.inner.page_len;
+        (positions.len().min(rest), self.slot(table, positions.start, kv_head))
     }
 }
 

@@ -3,9 +3,10 @@
 use super::{
     Found, Ridge,
     reference::LlaShape,
+    schedule::Queries,
     segment::Lanes,
     solver::{Progress, Stage},
-    tile,
+    tile::Details,
 };
 use crate::cpu::LANES;
 
@@ -56,23 +57,17 @@ pub struct LlaDetails {
 impl LlaReport {
     pub(super) fn of(found: &Found, ridge: Ridge<'_>, num_rows: usize, shape: LlaShape) -> Self {
         let mut report = Self::default();
-        let vectors = shape.value_dim.div_ceil(LANES);
         // Squares by query, so that their sum does not depend on the tiles, which depend on the number of threads.
         let mut squares = vec![[0.0; 2]; num_rows * shape.num_heads];
         for (queries, found) in found {
-            let outputs = found.output.chunks_exact(vectors).zip(found.softmax_output.chunks_exact(vectors));
-            for (((row, head), progress), (output, mean)) in queries.places().zip(&found.systems.progress).zip(outputs)
-            {
+            for (((row, head), progress), found) in queries.places().zip(&found.progress).zip(&found.squares) {
                 let index = row * shape.num_heads + head;
                 let ridge = match ridge {
                     Ridge::PerHead(ridge) => ridge[head],
                     Ridge::PerRow(ridge) => ridge[index],
                 };
                 report.add(progress, ridge);
-                for (&output, &mean) in output.as_flattened().iter().zip(mean.as_flattened()) {
-                    squares[index][0] += f64::from(output - mean).powi(2);
-                    squares[index][1] += f64::from(mean).powi(2);
-                }
+                squares[index] = *found;
             }
         }
         let [change, softmax] = squares.iter().fold([0.0, 0.0], |sum, square| [sum[0] + square[0], sum[1] + square[1]]);
@@ -95,13 +90,19 @@ impl LlaReport {
 }
 
 impl LlaDetails {
-    pub(super) fn of(found: &Found, num_rows: usize, shape: LlaShape) -> Self {
+    /// `None` if the tiles were not asked for details.
+    pub(super) fn of(found: &Found, num_rows: usize, shape: LlaShape) -> Option<Self> {
         let LlaShape { num_heads, key_dim, value_dim, .. } = shape;
         let count = num_rows * num_heads;
+        let found: Vec<_> =
+            found.iter().map(|(queries, found)| Some((queries, found.details.as_ref()?))).collect::<Option<_>>()?;
+        let vectors = |dim, part: fn(&Details) -> &[Lanes]| {
+            scatter(found.iter().map(|(queries, found)| (*queries, part(found))), count, dim, num_heads)
+        };
         let mut details = Self {
-            probe: scatter(found, count, key_dim, num_heads, |found| &found.systems.probe),
-            key_mean: scatter(found, count, key_dim, num_heads, |found| &found.systems.key_mean),
-            softmax_output: scatter(found, count, value_dim, num_heads, |found| &found.softmax_output),
+            probe: vectors(key_dim, |found| &found.systems.probe),
+            key_mean: vectors(key_dim, |found| &found.systems.key_mean),
+            softmax_output: vectors(value_dim, |found| &found.softmax_output),
             lse: vec![0.0; count],
             eta: vec![0.0; count],
             iterations: vec![0; count],
@@ -115,21 +116,20 @@ impl LlaDetails {
                 details.iterations[at] = progress.iterations;
             }
         }
-        details
+        Some(details)
     }
 }
 
 /// Vectors of `dim` values in the order of rows and heads, from padded ones in the order of the tiles.
-pub(super) fn scatter(
-    found: &Found,
+pub(super) fn scatter<'a>(
+    tiles: impl Iterator<Item = (&'a Queries, &'a [Lanes])>,
     count: usize,
     dim: usize,
     num_heads: usize,
-    part: impl Fn(&tile::Found) -> &[Lanes],
 ) -> Vec<f32> {
     let mut out = vec![0.0; count * dim];
-    for (queries, found) in found {
-        let padded = part(found).as_flattened().chunks_exact(dim.next_multiple_of(LANES));
+    for (queries, padded) in tiles {
+        let padded = padded.as_flattened().chunks_exact(dim.next_multiple_of(LANES));
         for ((row, head), vector) in queries.places().zip(padded) {
             out[(row * num_heads + head) * dim..][..dim].copy_from_slice(&vector[..dim]);
         }

@@ -9,7 +9,7 @@ use super::{
     LlaPlan, Ridge,
     reference::LlaShape,
     segment::Lanes,
-    strip::{Matrix, QUERY_TILE},
+    strip::Matrix,
     tile::{Found, Probes, Scratch, Tile},
 };
 use crate::{arch::CpuLevel, cpu::LANES};
@@ -31,6 +31,8 @@ pub(super) struct Call<'a> {
     pub(super) scale: f32,
     pub(super) probe: ProbeSource<'a>,
     pub(super) level: CpuLevel,
+    /// Whether [`Found::details`] is wanted.
+    pub(super) details: bool,
     pub(super) q: &'a [f32],
     pub(super) keys: &'a [f32],
     pub(super) values: &'a [f32],
@@ -101,7 +103,7 @@ impl Call<'_> {
         for run in rows.chunk_by(|a, b| a.table == b.table) {
             let longest = run.iter().map(|row| row.visible_end - row.visible_start).max().unwrap_or(0);
             let fitting = MAX_TILE_WEIGHTS / longest.max(1);
-            let most = MAX_TILE_QUERIES.min(fitting).min(share).max(1).next_multiple_of(QUERY_TILE);
+            let most = MAX_TILE_QUERIES.min(fitting).min(share).max(1);
             let count = run.len() * group;
             for kv_head in 0..self.shape.num_kv_heads {
                 for start in (0..count).step_by(most) {
@@ -129,6 +131,7 @@ impl Call<'_> {
         let tile = Tile {
             level: self.level,
             split,
+            details: self.details,
             queries: self.heads(self.q, &queries),
             scale: self.scale,
             probes,
@@ -138,15 +141,15 @@ impl Call<'_> {
         };
         let table = rows[queries.first_row].table;
         let kv_head = (queries.kv_head, num_kv_heads);
-        let found = tile.run(scratch, |position| self.plan.slot(table, position, kv_head));
+        let found = tile.run(scratch, |positions| self.plan.run(table, positions, kv_head));
         (queries, found)
     }
 
-    /// The heads of the queries out of `[rows, heads, key_dim]`, each padded to whole vectors, and one more of zeros.
+    /// The heads of the queries out of `[rows, heads, key_dim]`, each filled up with zeros to whole vectors.
     fn heads(&self, from: &[f32], queries: &Queries) -> Vec<Lanes> {
         let LlaShape { num_heads, key_dim, .. } = self.shape;
         let vectors = key_dim.div_ceil(LANES);
-        let mut heads = vec![[0.0; LANES]; (queries.index.len() + 1) * vectors];
+        let mut heads = vec![[0.0; LANES]; queries.index.len() * vectors];
         for (to, (row, head)) in heads.as_flattened_mut().chunks_exact_mut(vectors * LANES).zip(queries.places()) {
             to[..key_dim].copy_from_slice(&from[(row * num_heads + head) * key_dim..][..key_dim]);
         }

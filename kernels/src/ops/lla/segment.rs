@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use super::strip::{Matrix, QUERY_TILE, STRIP_LEN, STRIP_VECTORS, Strip, gather_all, load, project, row_of, select};
+use super::strip::{
+    Matrix, OfGroup, Run, STRIP_LEN, STRIP_VECTORS, Strip, for_groups, gather, load, project, row_of, select,
+};
 use crate::cpu::{Kernel, LANES, Simd, math::exp};
 
 /// Positions per segment. Segments start at multiples of it, so that sums do not depend on the batch; several threads
 /// share a long sequence by segments.
 pub(super) const SEGMENT_LEN: usize = 1024;
-/// Vectors of positions per segment.
-const SEGMENT_VECTORS: usize = SEGMENT_LEN / LANES;
 /// What weights lose, so that those below it are zero: they are nothing beside the largest, which is 1, and products
 /// with them would be denormal, which is slow on some CPUs.
 const WEIGHT_FLOOR: f32 = 1e-30;
@@ -18,23 +18,25 @@ const WEIGHT_FLOOR: f32 = 1e-30;
 /// A vector of a head.
 pub(super) type Lanes = [f32; LANES];
 
-/// Sums over positions for each query, and for one more that pads lists of queries.
+/// Sums over positions for each query.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Sums {
-    /// Sum of the factors, by lane of the position, `[queries + 1]`.
+    /// Sum of the factors, by lane of the position, `[queries]`.
     pub(super) factors: Vec<Lanes>,
-    /// Sum of the factors times the rows of a matrix, `[queries + 1, vectors]`.
+    /// Sum of the factors times the rows of a matrix, `[queries, vectors]`.
     pub(super) rows: Vec<Lanes>,
     /// Vectors per row.
     pub(super) vectors: usize,
+    /// Sums of the strip at hand, `[queries of the group, vectors]`.
+    pub(super) strip: Vec<Lanes>,
 }
 
 impl Sums {
     /// Makes room and puts zeros for `queries`.
     pub(super) fn clear(&mut self, num_queries: usize, vectors: usize, queries: &[usize]) {
         self.vectors = vectors;
-        self.factors.resize(num_queries + 1, [0.0; LANES]);
-        self.rows.resize((num_queries + 1) * vectors, [0.0; LANES]);
+        self.factors.resize(num_queries, [0.0; LANES]);
+        self.rows.resize((num_queries) * vectors, [0.0; LANES]);
         for &query in queries {
             self.factors[query] = [0.0; LANES];
             self.rows[query * vectors..][..vectors].fill([0.0; LANES]);
@@ -57,63 +59,96 @@ impl Sums {
     }
 }
 
+/// Runs of positions, strip by strip.
+#[derive(Debug, Default)]
+struct Runs {
+    runs: Vec<Run>,
+    /// Which of them belong to each strip, `[strips]`.
+    strips: Vec<Range<usize>>,
+}
+
+impl Runs {
+    fn of(&self, strip: usize) -> &[Run] {
+        &self.runs[self.strips[strip].clone()]
+    }
+}
+
 /// Positions of one segment, and what a tile of queries keeps of them between passes.
 #[derive(Debug, Default)]
 pub(super) struct Segment {
-    /// Where each position lies in the caches, in rows, from the start of the segment to the last position that any
-    /// query sees. Those before [`Self::first`] are not used.
-    slots: Vec<usize>,
-    /// First position that any query sees, from the start of the segment.
-    first: usize,
-    /// Positions that each query sees, from the start of the segment, `[queries + 1]`.
+    /// Where the positions that any query sees lie.
+    runs: Runs,
+    /// First position that any query sees, and one past the last, from the start of the segment.
+    seen: Range<usize>,
+    /// Positions that each query sees, from the start of the segment, `[queries]`.
     visible: Vec<Range<usize>>,
-    /// Keys with the dimensions outside, `[segment / 16, key_dim]`.
+    /// Keys with the dimensions outside, `[positions / 16, key_dim]`.
     turned: Vec<Lanes>,
-    /// Squared norms of the keys, `[segment / 16]`.
+    /// Squared norms of the keys, `[positions / 16]`.
     norms: Vec<Lanes>,
-    /// Scores, then weights relative to the largest score, `[queries + 1, segment / 16]`.
+    /// Scores, then weights relative to the largest score, `[queries, positions / 16]`.
     weights: Vec<Lanes>,
-    /// Largest score of each query, `[queries + 1]`.
+    /// Largest score of each query, `[queries]`.
     pub(super) max: Vec<f32>,
-    /// Weighted squared norms of the keys, by lane, `[queries + 1]`.
+    /// Weighted squared norms of the keys, by lane, `[queries]`.
     pub(super) norm_sums: Vec<Lanes>,
     pub(super) key_sums: Sums,
     pub(super) value_sums: Sums,
 }
 
 impl Segment {
-    /// Prepares for queries that see `visible`, counted from the start of the segment and within it. `slot` says where
-    /// a position of the segment lies.
-    pub(super) fn reset(&mut self, visible: impl Iterator<Item = Range<usize>>, slot: impl Fn(usize) -> usize) {
+    /// Prepares for queries that see `visible`, counted from the start of the segment and within it. `runs` says where
+    /// positions of the segment lie: how many from the start of a range follow each other, and the slot of the first.
+    pub(super) fn reset(
+        &mut self,
+        visible: impl Iterator<Item = Range<usize>>,
+        runs: impl Fn(Range<usize>) -> (usize, usize),
+    ) {
         self.visible.clear();
         self.visible.extend(visible);
         let seen = || self.visible.iter().filter(|range| !range.is_empty());
-        self.first = seen().map(|range| range.start).min().unwrap_or(0);
-        let end = seen().map(|range| range.end).max().unwrap_or(0);
-        // The query that pads lists.
-        self.visible.push(0..0);
-        self.slots.clear();
-        self.slots.extend((0..end).map(|position| if position < self.first { 0 } else { slot(position) }));
+        let start = seen().map(|range| range.start).min().unwrap_or(0);
+        self.seen = start..seen().map(|range| range.end).max().unwrap_or(0);
+        let Runs { runs: found, strips } = &mut self.runs;
+        found.clear();
+        strips.clear();
+        for strip in 0..self.seen.end.div_ceil(STRIP_LEN) {
+            let (base, first) = (strip * STRIP_LEN, found.len());
+            let mut position = self.seen.start.max(base);
+            let end = self.seen.end.min(base + STRIP_LEN);
+            while position < end {
+                let (len, slot) = runs(position..end);
+                found.push(Run { positions: position - base..position - base + len, slot });
+                position += len;
+            }
+            strips.push(first..found.len());
+        }
     }
 
     fn num_queries(&self) -> usize {
-        self.visible.len() - 1
+        self.visible.len()
     }
 
     /// The strips that any query sees.
     fn strips(&self) -> Range<usize> {
-        self.first / STRIP_LEN..self.slots.len().div_ceil(STRIP_LEN)
+        self.seen.start / STRIP_LEN..self.seen.end.div_ceil(STRIP_LEN)
     }
 
-    /// What each of four queries sees of a strip, counted from its start.
-    fn visible_of(&self, quad: &[usize; QUERY_TILE], strip: usize) -> [Range<usize>; QUERY_TILE] {
+    /// What each query of a group sees of a strip, counted from its start; `None` if no query sees any of it.
+    fn visible_of<const Q: usize>(&self, group: [usize; Q], strip: usize) -> Option<[Range<usize>; Q]> {
         let start = strip * STRIP_LEN;
-        quad.map(|query| {
+        let visible = group.map(|query| {
             let Range { start: first, end } = self.visible[query];
             let cut = |position: usize| position.saturating_sub(start).min(STRIP_LEN);
             // A range on either side becomes an empty one.
             cut(first)..cut(end)
-        })
+        });
+        visible.iter().any(|visible| !visible.is_empty()).then_some(visible)
+    }
+
+    /// Vectors of positions that are kept for each query.
+    fn stride(&self) -> usize {
+        self.seen.end.div_ceil(STRIP_LEN) * STRIP_VECTORS
     }
 }
 
@@ -121,9 +156,9 @@ impl Segment {
 #[derive(Debug)]
 pub(super) struct Scores<'a> {
     pub(super) segment: &'a mut Segment,
-    /// `[queries + 1, vectors]`, times the scale, padding zero.
+    /// `[queries, vectors]`, times the scale.
     pub(super) queries: &'a [Lanes],
-    /// All queries, padded.
+    /// All queries.
     pub(super) active: &'a [usize],
     pub(super) keys: Matrix<'a>,
 }
@@ -132,38 +167,43 @@ impl Kernel for Scores<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { segment, queries, active, keys } = self;
-        let num_queries = segment.num_queries();
-        segment.turned.resize(SEGMENT_VECTORS * keys.dim, [0.0; LANES]);
-        segment.norms.resize(SEGMENT_VECTORS, [0.0; LANES]);
-        segment.weights.resize((num_queries + 1) * SEGMENT_VECTORS, [0.0; LANES]);
-        for strip in segment.strips() {
-            for vector in strip * STRIP_VECTORS..(strip + 1) * STRIP_VECTORS {
-                turn(simd, segment, keys, vector);
-            }
-            for quad in active.as_chunks::<QUERY_TILE>().0 {
-                if segment.visible_of(quad, strip).iter().all(Range::is_empty) {
-                    continue;
-                }
-                let left = quad.map(|query| row_of(queries, query, keys.vectors()));
-                let scores = project(simd, &segment.turned, left, keys.dim, strip);
-                for (&query, scores) in quad.iter().zip(&scores) {
-                    let to = query * SEGMENT_VECTORS + strip * STRIP_VECTORS;
-                    segment.weights[to..to + STRIP_VECTORS].copy_from_slice(scores);
-                }
-            }
+    fn run<S: Simd>(mut self, simd: S) {
+        let (keys, active) = (self.keys, self.active);
+        let (num_queries, stride) = (self.segment.num_queries(), self.segment.stride());
+        grow(&mut self.segment.turned, stride * keys.dim);
+        grow(&mut self.segment.norms, stride);
+        grow(&mut self.segment.weights, num_queries * stride);
+        for strip in self.segment.strips() {
+            turn(simd, self.segment, keys, strip);
+            for_groups(simd, active, strip, &mut self);
         }
+        let segment = self.segment;
         segment.max.clear();
-        for query in 0..=num_queries {
+        for query in 0..num_queries {
             let visible = segment.visible[query].clone();
             let lowest = simd.splat(f32::NEG_INFINITY);
             let mut max = lowest;
             for vector in visible.start / LANES..visible.end.div_ceil(LANES) {
-                let scores = simd.load(&segment.weights[query * SEGMENT_VECTORS + vector]);
+                let scores = simd.load(&segment.weights[query * stride + vector]);
                 max = simd.max(select(simd, &visible, vector, scores, lowest), max);
             }
             segment.max.push(simd.largest(max));
+        }
+    }
+}
+
+impl OfGroup for Scores<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const Q: usize>(&mut self, simd: S, group: [usize; Q], strip: usize) {
+        let Self { segment, queries, keys, .. } = self;
+        if segment.visible_of(group, strip).is_none() {
+            return;
+        }
+        let left = group.map(|query| row_of(queries, query, keys.vectors()));
+        let scores = project(simd, &segment.turned, left, keys.dim, strip);
+        let stride = segment.stride();
+        for (query, scores) in group.into_iter().zip(&scores) {
+            segment.weights[query * stride + strip * STRIP_VECTORS..][..STRIP_VECTORS].copy_from_slice(scores);
         }
     }
 }
@@ -172,9 +212,9 @@ impl Kernel for Scores<'_> {
 #[derive(Debug)]
 pub(super) struct Weigh<'a> {
     pub(super) segment: &'a mut Segment,
-    /// Largest score of each query in all segments, `[queries + 1]`.
+    /// Largest score of each query in all segments, `[queries]`.
     pub(super) max: &'a [f32],
-    /// All queries, padded.
+    /// All queries.
     pub(super) active: &'a [usize],
     pub(super) keys: Matrix<'a>,
     pub(super) values: Matrix<'a>,
@@ -184,9 +224,9 @@ impl Kernel for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { segment, max, active, keys, values } = self;
-        let num_queries = segment.num_queries();
+    fn run<S: Simd>(mut self, simd: S) {
+        let Self { segment, max, active, keys, values } = &mut self;
+        let (active, num_queries, stride) = (*active, segment.num_queries(), segment.stride());
         segment.key_sums.clear(num_queries, keys.vectors(), active);
         segment.value_sums.clear(num_queries, values.vectors(), active);
         segment.norm_sums.clear();
@@ -195,7 +235,7 @@ impl Kernel for Weigh<'_> {
             let visible = segment.visible[query].clone();
             let (mut sum, mut norm_sum) = (zero, zero);
             for vector in visible.start / LANES..visible.end.div_ceil(LANES) {
-                let weights = &mut segment.weights[query * SEGMENT_VECTORS + vector];
+                let weights = &mut segment.weights[query * stride + vector];
                 let weight = exp(simd, simd.sub(simd.load(weights), simd.splat(max)));
                 let weight = simd.max(zero, simd.sub(weight, simd.splat(WEIGHT_FLOOR)));
                 let weight = select(simd, &visible, vector, weight, zero);
@@ -210,19 +250,24 @@ impl Kernel for Weigh<'_> {
             segment.norm_sums.push(lanes);
         }
         for strip in segment.strips() {
-            for quad in active.as_chunks::<QUERY_TILE>().0 {
-                let visible = segment.visible_of(quad, strip);
-                if visible.iter().all(Range::is_empty) {
-                    continue;
-                }
-                let weights = quad.map(|query| {
-                    segment.weights[query * SEGMENT_VECTORS + strip * STRIP_VECTORS..][..STRIP_VECTORS].as_flattened()
-                });
-                let strip = Strip { factors: weights, visible, slots: &segment.slots[strip * STRIP_LEN..] };
-                gather_all(simd, &strip, keys, quad, &mut segment.key_sums);
-                gather_all(simd, &strip, values, quad, &mut segment.value_sums);
-            }
+            for_groups(simd, active, strip, &mut self);
         }
+    }
+}
+
+impl OfGroup for Weigh<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const Q: usize>(&mut self, simd: S, group: [usize; Q], strip: usize) {
+        let Self { segment, keys, values, .. } = self;
+        let Some(visible) = segment.visible_of(group, strip) else { return };
+        let stride = segment.stride();
+        let mut factors = [[[0.0; LANES]; STRIP_VECTORS]; Q];
+        for (factors, query) in factors.iter_mut().zip(group) {
+            factors.copy_from_slice(&segment.weights[query * stride + strip * STRIP_VECTORS..][..STRIP_VECTORS]);
+        }
+        let strip = Strip { factors, visible, runs: segment.runs.of(strip) };
+        gather(simd, &strip, *keys, &group, &mut segment.key_sums);
+        gather(simd, &strip, *values, &group, &mut segment.value_sums);
     }
 }
 
@@ -239,11 +284,11 @@ pub(super) enum Right<'a> {
 #[derive(Debug)]
 pub(super) struct Product<'a> {
     pub(super) segment: &'a mut Segment,
-    /// The queries that take part, padded.
+    /// The queries that take part.
     pub(super) active: &'a [usize],
-    /// `X`, `[queries + 1, vectors of key_dim]`, padding zero.
+    /// `X`, `[queries, vectors of key_dim]`.
     pub(super) left: &'a [Lanes],
-    /// Subtracted from every score of a query, `[queries + 1]`.
+    /// Subtracted from every score of a query, `[queries]`.
     pub(super) bias: &'a [f32],
     pub(super) key_dim: usize,
     pub(super) right: Right<'a>,
@@ -253,64 +298,76 @@ impl Kernel for Product<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { segment, active, left, bias, key_dim, right } = self;
+    fn run<S: Simd>(mut self, simd: S) {
+        let (segment, active) = (&mut *self.segment, self.active);
         let (num_queries, strips) = (segment.num_queries(), segment.strips());
-        let (right, mut sums) = match right {
-            Right::Keys(keys) => (keys, std::mem::take(&mut segment.key_sums)),
-            Right::Values(values) => (values, std::mem::take(&mut segment.value_sums)),
-        };
-        sums.clear(num_queries, right.vectors(), active);
-        for strip in strips {
-            for quad in active.as_chunks::<QUERY_TILE>().0 {
-                let visible = segment.visible_of(quad, strip);
-                if visible.iter().all(Range::is_empty) {
-                    continue;
-                }
-                let left = quad.map(|query| row_of(left, query, key_dim.div_ceil(LANES)));
-                let mut factors = project(simd, &segment.turned, left, key_dim, strip);
-                for q in 0..QUERY_TILE {
-                    let weights = &segment.weights[quad[q] * SEGMENT_VECTORS + strip * STRIP_VECTORS..];
-                    let bias = simd.splat(bias[quad[q]]);
-                    let mut sum = simd.load(&sums.factors[quad[q]]);
-                    for vector in 0..STRIP_VECTORS {
-                        let score = simd.sub(simd.load(&factors[q][vector]), bias);
-                        let factor = simd.mul(simd.load(&weights[vector]), score);
-                        let factor = select(simd, &visible[q], vector, factor, simd.splat(0.0));
-                        sum = simd.add(sum, factor);
-                        simd.store(&mut factors[q][vector], factor);
-                    }
-                    simd.store(&mut sums.factors[quad[q]], sum);
-                }
-                let factors = [0, 1, 2, 3].map(|q: usize| factors[q].as_flattened());
-                let strip = Strip { factors, visible, slots: &segment.slots[strip * STRIP_LEN..] };
-                gather_all(simd, &strip, right, quad, &mut sums);
-            }
-        }
         match self.right {
-            Right::Keys(_) => segment.key_sums = sums,
-            Right::Values(_) => segment.value_sums = sums,
+            Right::Keys(keys) => segment.key_sums.clear(num_queries, keys.vectors(), active),
+            Right::Values(values) => segment.value_sums.clear(num_queries, values.vectors(), active),
+        }
+        for strip in strips {
+            for_groups(simd, active, strip, &mut self);
         }
     }
 }
 
-/// Puts the keys of a vector of positions on the lanes, and their squared norms; positions outside those of the tile
-/// become zero.
-#[inline(always)]
-fn turn<S: Simd>(simd: S, segment: &mut Segment, keys: Matrix<'_>, vector: usize) {
-    let Segment { slots, first, turned, norms, .. } = segment;
-    let positions = vector * LANES..((vector + 1) * LANES).min(slots.len());
-    let turned = &mut turned[vector * keys.dim..][..keys.dim];
-    let mut norm = simd.splat(0.0);
-    for (block, out) in turned.chunks_mut(LANES).enumerate() {
-        let mut rows = [simd.splat(0.0); LANES];
-        for position in positions.clone().filter(|position| *position >= *first) {
-            rows[position % LANES] = load(simd, &keys.data[slots[position] * keys.dim..][..keys.dim], block);
+impl OfGroup for Product<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const Q: usize>(&mut self, simd: S, group: [usize; Q], strip: usize) {
+        let Self { segment, left, bias, key_dim, right, .. } = self;
+        let Some(visible) = segment.visible_of(group, strip) else { return };
+        let stride = segment.stride();
+        let left = group.map(|query| row_of(left, query, key_dim.div_ceil(LANES)));
+        let mut factors = project(simd, &segment.turned, left, *key_dim, strip);
+        let (right, sums) = match *right {
+            Right::Keys(keys) => (keys, &mut segment.key_sums),
+            Right::Values(values) => (values, &mut segment.value_sums),
+        };
+        for ((factors, query), visible) in factors.iter_mut().zip(group).zip(&visible) {
+            let weights = &segment.weights[query * stride + strip * STRIP_VECTORS..][..STRIP_VECTORS];
+            let bias = simd.splat(bias[query]);
+            let mut sum = simd.load(&sums.factors[query]);
+            for (vector, (factor, weight)) in factors.iter_mut().zip(weights).enumerate() {
+                let score = simd.sub(simd.load(factor), bias);
+                let product = simd.mul(simd.load(weight), score);
+                let product = select(simd, visible, vector, product, simd.splat(0.0));
+                sum = simd.add(sum, product);
+                simd.store(factor, product);
+            }
+            simd.store(&mut sums.factors[query], sum);
         }
-        for (out, column) in out.iter_mut().zip(simd.transpose(rows)) {
-            simd.store(out, column);
-            norm = simd.fma(column, column, norm);
-        }
+        let strip = Strip { factors, visible, runs: segment.runs.of(strip) };
+        gather(simd, &strip, right, &group, sums);
     }
-    simd.store(&mut norms[vector], norm);
+}
+
+/// Makes room for `len` vectors, whatever they hold.
+fn grow(buffer: &mut Vec<Lanes>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, [0.0; LANES]);
+    }
+}
+
+/// Puts the keys of a strip on the lanes, and their squared norms; positions outside those of the tile become zero.
+#[inline(always)]
+fn turn<S: Simd>(simd: S, segment: &mut Segment, keys: Matrix<'_>, strip: usize) {
+    let Segment { runs, turned, norms, .. } = segment;
+    let runs = runs.of(strip);
+    let norms = &mut norms[strip * STRIP_VECTORS..][..STRIP_VECTORS];
+    let turned = &mut turned[strip * STRIP_VECTORS * keys.dim..][..STRIP_VECTORS * keys.dim];
+    for (vector, (turned, norms)) in turned.chunks_exact_mut(keys.dim).zip(norms).enumerate() {
+        let positions = vector * LANES..(vector + 1) * LANES;
+        let mut norm = simd.splat(0.0);
+        for (block, out) in turned.chunks_mut(LANES).enumerate() {
+            let mut rows = [simd.splat(0.0); LANES];
+            for (position, row) in runs.iter().flat_map(|run| run.rows(&positions, keys)) {
+                rows[position % LANES] = load(simd, row, block);
+            }
+            for (out, column) in out.iter_mut().zip(simd.transpose(rows)) {
+                simd.store(out, column);
+                norm = simd.fma(column, column, norm);
+            }
+        }
+        simd.store(norms, norm);
+    }
 }

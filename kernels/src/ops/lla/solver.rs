@@ -3,10 +3,7 @@
 //! The products with the keys, `C p`, come from the segments; here are the vectors of `key_dim` values and the scalars
 //! of each query. The right side is scaled to unit norm, which keeps squares in range, and the probe is scaled back.
 
-use super::{
-    segment::{Lanes, Sums},
-    strip::QUERY_TILE,
-};
+use super::segment::{Lanes, Sums};
 use crate::cpu::{Kernel, LANES, Simd};
 
 /// Where a query stands.
@@ -44,7 +41,7 @@ pub(super) struct Progress {
     first_residual: f32,
 }
 
-/// The systems of a tile. Arrays are `[queries + 1, vectors]`, padding zero; the last query pads lists.
+/// The systems of a tile. Arrays are `[queries, vectors]`, with zeros past `key_dim`.
 #[derive(Debug)]
 pub(super) struct Systems {
     vectors: usize,
@@ -54,7 +51,7 @@ pub(super) struct Systems {
     pub(super) direction: Vec<Lanes>,
     /// `A p` of the query at hand, `[vectors]`.
     image: Vec<Lanes>,
-    /// `<direction, kbar>`, or `<probe, kbar>` once [`Finish`] has run, `[queries + 1]`.
+    /// `<direction, kbar>`, or `<probe, kbar>` once [`Finish`] has run, `[queries]`.
     pub(super) bias: Vec<f32>,
     /// `[queries]`
     pub(super) progress: Vec<Progress>,
@@ -62,7 +59,7 @@ pub(super) struct Systems {
 
 impl Systems {
     pub(super) fn new(num_queries: usize, vectors: usize) -> Self {
-        let zeros = || vec![[0.0; LANES]; (num_queries + 1) * vectors];
+        let zeros = || vec![[0.0; LANES]; num_queries * vectors];
         Self {
             vectors,
             key_mean: zeros(),
@@ -70,29 +67,27 @@ impl Systems {
             residual: zeros(),
             direction: zeros(),
             image: vec![[0.0; LANES]; vectors],
-            bias: vec![0.0; num_queries + 1],
+            bias: vec![0.0; num_queries],
             progress: Vec::with_capacity(num_queries),
         }
     }
 
-    /// The queries that need another step, padded; empty if none does.
+    /// The queries that need another step; empty if none does.
     pub(super) fn running(&self, active: &mut Vec<usize>) {
         active.clear();
         active.extend((0..self.progress.len()).filter(|&query| self.progress[query].stage == Stage::Running));
-        pad(active, self.progress.len());
     }
 
-    /// The queries whose outputs are not those of softmax attention, padded.
+    /// The queries whose outputs are not those of softmax attention.
     pub(super) fn probed(&self, active: &mut Vec<usize>) {
         active.clear();
         active.extend((0..self.progress.len()).filter(|&query| {
             let probe = &self.probe[self.range(query)];
             self.progress[query].omega != 0.0 && probe.as_flattened().iter().any(|x| *x != 0.0)
         }));
-        pad(active, self.progress.len());
     }
 
-    /// Takes probes that need no solving, `[queries + 1, vectors]`.
+    /// Takes probes that need no solving, `[queries, vectors]`.
     pub(super) fn give(&mut self, probe: &[Lanes]) {
         self.probe.copy_from_slice(probe);
         for progress in &mut self.progress {
@@ -114,16 +109,11 @@ impl Systems {
     }
 }
 
-/// Pads a list of queries to whole tiles.
-pub(super) fn pad(active: &mut Vec<usize>, num_queries: usize) {
-    active.resize(active.len().next_multiple_of(QUERY_TILE), num_queries);
-}
-
 /// Means of the keys, and the start of the systems: `x = 0`, `r = p = kbar - q`.
 #[derive(Debug)]
 pub(super) struct Start<'a> {
     pub(super) systems: &'a mut Systems,
-    /// `[queries + 1, vectors]`
+    /// `[queries, vectors]`
     pub(super) queries: &'a [Lanes],
     /// Sums of the weights and of the weighted keys.
     pub(super) keys: &'a Sums,
@@ -186,7 +176,6 @@ impl Kernel for Start<'_> {
 #[derive(Debug)]
 pub(super) struct Step<'a> {
     pub(super) systems: &'a mut Systems,
-    /// Padded.
     pub(super) active: &'a [usize],
     /// `sum_j y_j k_j` and `sum_j y_j` with `y_j = w_j <p, k_j - kbar>`.
     pub(super) product: &'a Sums,
@@ -200,8 +189,7 @@ impl Kernel for Step<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { systems, active, product, tolerance, max_iterations } = self;
-        let num_queries = systems.progress.len();
-        for query in active.iter().copied().filter(|&query| query < num_queries) {
+        for &query in active {
             let range = systems.range(query);
             let progress = &mut systems.progress[query];
             let key_mean = &systems.key_mean[range.clone()];
@@ -263,7 +251,7 @@ impl Kernel for Step<'_> {
 #[derive(Debug)]
 pub(super) struct Finish<'a> {
     pub(super) systems: &'a mut Systems,
-    /// `[queries + 1, vectors]`
+    /// `[queries, vectors]`
     pub(super) queries: &'a [Lanes],
 }
 

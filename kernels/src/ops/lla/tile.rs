@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{
     output::{Correct, Means},
     segment::{Lanes, Product, Right, SEGMENT_LEN, Scores, Segment, Sums, Weigh},
-    solver::{Finish, Start, Step, Systems, pad},
+    solver::{Finish, Progress, Start, Step, Systems},
     strip::Matrix,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(super) enum Probes {
         tolerance: f32,
         max_iterations: usize,
     },
-    /// `[queries + 1, vectors]`, padding zero.
+    /// `[queries, vectors]`, with zeros past `key_dim`.
     Given(Vec<Lanes>),
 }
 
@@ -44,7 +44,9 @@ pub(super) struct Tile<'a> {
     pub(super) level: CpuLevel,
     /// Whether several threads share the segments.
     pub(super) split: bool,
-    /// `[queries + 1, vectors]`, padding zero.
+    /// Whether [`Found::details`] is wanted.
+    pub(super) details: bool,
+    /// `[queries, vectors]`, with zeros past `key_dim`.
     pub(super) queries: Vec<Lanes>,
     pub(super) scale: f32,
     pub(super) probes: Probes,
@@ -57,29 +59,38 @@ pub(super) struct Tile<'a> {
 /// What a tile ends with. Vectors are padded with zeros.
 #[derive(Debug)]
 pub(super) struct Found {
-    pub(super) systems: Systems,
-    /// Largest score, `[queries + 1]`.
-    pub(super) max: Vec<f32>,
+    /// `[queries]`
+    pub(super) progress: Vec<Progress>,
+    /// Squared norms of the difference from softmax attention and of softmax attention, `[queries]`.
+    pub(super) squares: Vec<[f64; 2]>,
     /// `[queries, vectors of value_dim]`
     pub(super) output: Vec<Lanes>,
+    pub(super) details: Option<Details>,
+}
+
+/// What a tile found on the way; kept only if it is wanted, as it is larger than the output.
+#[derive(Debug)]
+pub(super) struct Details {
+    pub(super) systems: Systems,
+    /// Largest score, `[queries]`.
+    pub(super) max: Vec<f32>,
     /// `[queries, vectors of value_dim]`
     pub(super) softmax_output: Vec<Lanes>,
 }
 
 impl Tile<'_> {
-    /// Computes the outputs. `slot` says where a position lies in the caches.
-    pub(super) fn run(&self, scratch: &mut Scratch, slot: impl Fn(usize) -> usize) -> Found {
+    /// Computes the outputs. `runs` says where positions lie in the caches, as for [`Segment::reset`].
+    pub(super) fn run(&self, scratch: &mut Scratch, runs: impl Fn(Range<usize>) -> (usize, usize)) -> Found {
         let num_queries = self.visible.len();
         let Scratch { segments, sums, active } = scratch;
-        let segments = self.prepare(segments, slot);
+        let segments = self.prepare(segments, runs);
         active.clear();
         active.extend(0..num_queries);
-        pad(active, num_queries);
 
         let scaled: Vec<Lanes> = self.queries.iter().map(|lanes| lanes.map(|value| value * self.scale)).collect();
         let (queries, list) = (&scaled, &*active);
         self.pass(segments, |segment| Scores { segment, queries, active: list, keys: self.keys });
-        let mut max = vec![f32::NEG_INFINITY; num_queries + 1];
+        let mut max = vec![f32::NEG_INFINITY; num_queries];
         for segment in segments.iter() {
             for (max, &other) in max.iter_mut().zip(&segment.max) {
                 *max = if other > *max { other } else { *max };
@@ -109,7 +120,11 @@ impl Tile<'_> {
         merge(sums, segments, |segment| &segment.value_sums, active, num_queries);
         let mut output = softmax_output.clone();
         dispatch(self.level, Correct { systems: &mut systems, active, product: sums, output: &mut output });
-        Found { systems, max, output, softmax_output }
+        let squares = output.chunks_exact(values.vectors()).zip(softmax_output.chunks_exact(values.vectors()));
+        let squares = squares.map(|(output, mean)| squares_of(output.as_flattened(), mean.as_flattened())).collect();
+        let progress = systems.progress.clone();
+        let details = self.details.then_some(Details { systems, max, softmax_output });
+        Found { progress, squares, output, details }
     }
 
     /// Means of the keys and right sides.
@@ -134,7 +149,11 @@ impl Tile<'_> {
     }
 
     /// Sets up the segments that any query sees and returns them.
-    fn prepare<'s>(&self, segments: &'s mut Vec<Segment>, slot: impl Fn(usize) -> usize) -> &'s mut [Segment] {
+    fn prepare<'s>(
+        &self,
+        segments: &'s mut Vec<Segment>,
+        runs: impl Fn(Range<usize>) -> (usize, usize),
+    ) -> &'s mut [Segment] {
         let seen = || self.visible.iter().filter(|visible| !visible.is_empty());
         let start = seen().map(|visible| visible.start).min().unwrap_or(0) / SEGMENT_LEN;
         let end = seen().map(|visible| visible.end).max().unwrap_or(0).div_ceil(SEGMENT_LEN);
@@ -146,7 +165,7 @@ impl Tile<'_> {
             let base = (start + index) * SEGMENT_LEN;
             let cut = |position: usize| position.saturating_sub(base).min(SEGMENT_LEN);
             let visible = self.visible.iter().map(|visible| cut(visible.start)..cut(visible.end));
-            segment.reset(visible, |position| slot(base + position));
+            segment.reset(visible, |positions| runs(base + positions.start..base + positions.end));
         }
         segments
     }
@@ -189,6 +208,13 @@ impl Tile<'_> {
     }
 }
 
+/// Squared norms of the difference of two rows and of the second.
+fn squares_of(output: &[f32], mean: &[f32]) -> [f64; 2] {
+    output.iter().zip(mean).fold([0.0; 2], |[difference, square], (&output, &mean)| {
+        [difference + f64::from(output - mean).powi(2), square + f64::from(mean).powi(2)]
+    })
+}
+
 /// Adds up what the segments found for the queries in `active`, in ascending order.
 fn merge(
     sums: &mut Sums,
@@ -200,7 +226,7 @@ fn merge(
     let vectors = segments.first().map_or(0, |segment| found(segment).vectors);
     sums.clear(num_queries, vectors, active);
     for segment in segments {
-        for &query in active.iter().filter(|query| **query < num_queries) {
+        for &query in active {
             sums.merge(found(segment), query);
         }
     }

@@ -1,4 +1,4 @@
-//! A scatter plot as SVG, by hand: a few axes and circles need no library.
+//! Plots as SVG, by hand: a few axes and circles need no library.
 
 use std::fmt::Write;
 
@@ -26,6 +26,22 @@ pub(crate) struct Point {
     pub(crate) label: String,
 }
 
+/// How an axis runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Scale {
+    Linear,
+    /// By the powers of a base; values must be above zero.
+    Powers(f64),
+}
+
+/// What a picture says of itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Captions<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) x: (&'a str, Scale),
+    pub(crate) y: (&'a str, Scale),
+}
+
 /// From data to pixels, along one axis.
 struct Axis {
     low: f64,
@@ -33,9 +49,22 @@ struct Axis {
     from: f64,
     to: f64,
     step: f64,
+    scale: Scale,
 }
 
 impl Axis {
+    /// Covers `values` on `scale`.
+    fn on(scale: Scale, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+        let Scale::Powers(base) = scale else { return Self::new(values, from, to) };
+        let powers = values.map(|value| value.log(base)).filter(|power| power.is_finite());
+        let (low, high) =
+            powers.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), power| (low.min(power), high.max(power)));
+        let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
+        // A power that rounding puts beside a whole one is that one.
+        let (low, high) = ((low + 1e-9).floor(), (high - 1e-9).ceil());
+        Self { low, high: high.max(low + 1.0), from, to, step: 1.0, scale }
+    }
+
     /// Covers `values` with round ends and about six ticks.
     fn new(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = values
@@ -47,25 +76,33 @@ impl Axis {
         let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude).into_iter().find(|step| *step >= rough);
         let step = step.unwrap_or(10.0 * magnitude);
         let (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
-        Self { low, high: high.max(low + step), from, to, step }
+        Self { low, high: high.max(low + step), from, to, step, scale: Scale::Linear }
     }
 
     fn at(&self, value: f64) -> f64 {
+        let value = match self.scale {
+            Scale::Linear => value,
+            Scale::Powers(base) => value.log(base),
+        };
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
     fn ticks(&self) -> impl Iterator<Item = f64> {
         let count = ((self.high - self.low) / self.step).round() as usize;
-        (0..=count).map(|i| self.low + i as f64 * self.step)
+        (0..=count).map(|i| self.low + i as f64 * self.step).map(|tick| match self.scale {
+            Scale::Linear => tick,
+            Scale::Powers(base) => base.powf(tick),
+        })
     }
 }
 
 /// The picture.
-pub(crate) fn scatter(title: &str, x_label: &str, y_label: &str, series: &[Series]) -> Result<String, std::fmt::Error> {
+pub(crate) fn scatter(captions: &Captions<'_>, series: &[Series]) -> Result<String, std::fmt::Error> {
+    let Captions { title, x: (x_label, x_scale), y: (y_label, y_scale) } = *captions;
     let (left, top, right, bottom) = AREA;
     let points = || series.iter().flat_map(|series| &series.points);
-    let x = Axis::new(points().map(|point| point.x), left, right);
-    let y = Axis::new(points().flat_map(|point| [point.low, point.high]), bottom, top);
+    let x = Axis::on(x_scale, points().map(|point| point.x), left, right);
+    let y = Axis::on(y_scale, points().flat_map(|point| [point.low, point.high]), bottom, top);
     let mut svg = String::new();
     writeln!(
         svg,
@@ -143,6 +180,9 @@ pub(crate) fn scatter(title: &str, x_label: &str, y_label: &str, series: &[Serie
 
 /// A tick without needless digits.
 fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 0.01 {
+        return format!("{value:.0e}");
+    }
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -167,10 +207,22 @@ mod tests {
     }
 
     #[test]
+    fn axes_of_powers_end_at_powers() {
+        let axis = Axis::on(Scale::Powers(2.0), [128.0, 1000.0].into_iter(), 0.0, 90.0);
+        assert_eq!(axis.ticks().collect::<Vec<_>>(), [128.0, 256.0, 512.0, 1024.0]);
+        assert!((axis.at(256.0) - 30.0).abs() < 1e-9);
+        let axis = Axis::on(Scale::Powers(10.0), [0.001].into_iter(), 0.0, 1.0);
+        assert_eq!(axis.ticks().count(), 2);
+        assert_eq!(short(0.001), "1e-3");
+        assert!(Axis::on(Scale::Powers(10.0), std::iter::empty(), 0.0, 1.0).at(2.0).is_finite());
+    }
+
+    #[test]
     fn every_point_is_drawn() {
         let point = Point { x: 1.0, y: 90.0, low: 85.0, high: 95.0, label: "a < b".into() };
         let series = Series { name: "s".into(), colour: "red", joined: true, points: vec![point.clone(), point] };
-        let svg = scatter("t", "x", "y", &[series]).unwrap();
+        let svg =
+            scatter(&Captions { title: "t", x: ("x", Scale::Linear), y: ("y", Scale::Linear) }, &[series]).unwrap();
         assert_eq!(svg.matches("<title>a &lt; b</title>").count(), 2);
         assert_eq!(svg.matches("<polyline").count(), 1);
     }
