@@ -21,7 +21,6 @@ mod soak;
 mod speed;
 mod sse;
 mod stats;
-mod svg;
 mod verify;
 mod zoo;
 
