@@ -16,9 +16,9 @@ use crate::stats::SplitMix;
 /// Positions per page of the caches.
 pub(super) const PAGE_LEN: usize = 64;
 /// Products of the reference for one cell; rows are left out beyond.
-const REFERENCE_PRODUCTS: usize = 3_000_000_000;
-/// Rows of the reference at the least, if there are as many.
-const LEAST_ROWS: usize = 12;
+const REFERENCE_PRODUCTS: usize = 1_000_000_000;
+/// Queries, that is heads of rows, of the reference at the least, if there are as many.
+const LEAST_QUERIES: usize = 16;
 /// Rows whose reference is shorter than this share of the longest are measured against that share.
 const FLOOR: f64 = 0.05;
 
@@ -114,7 +114,7 @@ impl Oracle {
     pub(super) fn new(inputs: &Inputs, ridge: f32) -> anyhow::Result<Self> {
         let Shape { heads, kv_heads, dim, rows: num_rows, context } = inputs.shape;
         let products = (context - num_rows / 2) * dim * dim * heads;
-        let count = (REFERENCE_PRODUCTS / products).max(LEAST_ROWS).min(num_rows);
+        let count = (REFERENCE_PRODUCTS / products).max(LEAST_QUERIES.div_ceil(heads)).min(num_rows);
         let rows: Vec<usize> = match count {
             1 => vec![num_rows - 1],
             _ => (0..count).map(|i| i * (num_rows - 1) / (count - 1)).collect(),

@@ -62,8 +62,10 @@ impl MemoryTask {
     /// Bytes by which the resident memory of a fresh process grows at most during one run, its output included and its
     /// inputs not.
     pub(super) fn in_child(&self) -> anyhow::Result<u64> {
-        let program = env::current_exe()?;
-        let output = Command::new(program).args(["lla", "--memory-task"]).arg(serde_json::to_string(self)?).output()?;
+        // Without them the allocator takes pages of 2 MiB and keeps what was freed, which hides what a run takes.
+        let exact = [("MIMALLOC_ALLOW_THP", "0"), ("MIMALLOC_PURGE_DELAY", "0")];
+        let task = serde_json::to_string(self)?;
+        let output = Command::new(env::current_exe()?).args(["lla", "--memory-task", &task]).envs(exact).output()?;
         ensure!(output.status.success(), "the memory run failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?.trim().parse()?)
     }
@@ -98,24 +100,26 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// The best of several products of 1024 x 1024 matrices and of several copies of 64 MiB for each thread.
+    /// The best of several products of square matrices and of several copies of 64 MiB for each thread.
     pub(super) fn measure(seed: u64) -> anyhow::Result<Self> {
-        const SIZE: usize = 1024;
+        const SIZES: [usize; 3] = [512, 1024, 2048];
         const COPIED: usize = 16 << 20;
         const TRIES: usize = 8;
         let mut random = SplitMix(seed);
-        let mut matrix = || {
-            let numbers = (0..SIZE * SIZE).map(|_| random.normal()).collect::<Vec<_>>();
-            Tensor::from_vec(numbers, (SIZE, SIZE), &Device::Cpu)
+        let mut matrix = |size: usize| {
+            let numbers = (0..size * size).map(|_| random.normal()).collect::<Vec<_>>();
+            Tensor::from_vec(numbers, (size, size), &Device::Cpu)
         };
-        let (a, b) = (matrix()?, matrix()?);
         let mut limits = Self { flops: 0.0, flops_per_processor: 0.0, bytes: 0.0, bytes_per_processor: 0.0 };
-        for _ in 0..TRIES {
-            let (run, product) = time(|| Ok(a.matmul(&b)?))?;
-            ensure!(product.sum_all()?.to_scalar::<f32>()?.is_finite(), "a product is not finite");
-            let flops = 2.0 * (SIZE * SIZE * SIZE) as f64;
-            limits.flops = limits.flops.max(flops / run.wall);
-            limits.flops_per_processor = limits.flops_per_processor.max(flops / run.processor);
+        for size in SIZES {
+            let (a, b) = (matrix(size)?, matrix(size)?);
+            for _ in 0..TRIES {
+                let (run, product) = time(|| Ok(a.matmul(&b)?))?;
+                ensure!(product.sum_all()?.to_scalar::<f32>()?.is_finite(), "a product is not finite");
+                let flops = 2.0 * (size * size * size) as f64;
+                limits.flops = limits.flops.max(flops / run.wall);
+                limits.flops_per_processor = limits.flops_per_processor.max(flops / run.processor);
+            }
         }
         let threads = rayon::current_num_threads();
         let from = vec![1.0f32; COPIED * threads];

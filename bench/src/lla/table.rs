@@ -366,11 +366,12 @@ fn notes(facts: &Facts<'_>) -> String {
          - Dense f32 is the query-centred form with the tensor of differences [n, n, dim], as plain code writes it, with \
          candle's products and its rows on all cores; no longer than {} GiB allow. Its error is that of the form.\n\
          - Memory is the growth of the resident memory (VmHWM after a reset, less VmRSS) during one run in a fresh process of \
-         this program, output included, inputs not; with the middle ridge. The system counts pages of 4 KiB and may lag by \
-         some hundred KiB.\n\
+         this program, output included, inputs not; with the middle ridge. The allocator takes no pages of 2 MiB there \
+         and gives memory back at once. Runs differ by some hundred KiB.\n\
          - Operations of the kernel: 2 dim (5 + 2 steps) for each query and visible position. Bytes: everything read or \
-         written once. Limit: {:.0} GFLOP/s on the clock and {:.0} of processor time in a product of 1024 x 1024 matrices, \
-         {:.1} GB/s and {:.1} in copies of 64 MiB a thread, each the best of eight, before the first cell.\n\
+         written once. Limit: {:.0} GFLOP/s on the clock and {:.0} of processor time in products of matrices by candle, \
+         {:.1} GB/s and {:.1} in copies of 64 MiB a thread, each the best of many, before the first cell: what this machine reached then, not what \
+         its data sheet says.\n\
          - No GPU was measured.\n",
         args.seed,
         super::inputs::PAGE_LEN,

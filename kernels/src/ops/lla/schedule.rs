@@ -1,7 +1,10 @@
 //! Which thread computes which queries. The schedule never changes a result: nothing that happens to a query depends on
 //! the tile that it is in.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use rayon::prelude::*;
 
@@ -81,10 +84,18 @@ impl Call<'_> {
         }
         // Too few tiles to go round: their segments go to the threads as well.
         let split = tiles.len() < num_threads;
+        // As many buffers as threads: `map_init` would make new ones for nearly every tile.
+        let spare = Mutex::new(Vec::<Scratch>::new());
+        let spare = || spare.lock().unwrap_or_else(PoisonError::into_inner);
         tiles
             .into_par_iter()
             .with_max_len(1)
-            .map_init(Scratch::default, |scratch, tile| self.tile(tile, split, scratch))
+            .map(|tile| {
+                let mut scratch = spare().pop().unwrap_or_default();
+                let found = self.tile(tile, split, &mut scratch);
+                spare().push(scratch);
+                found
+            })
             .collect()
     }
 
