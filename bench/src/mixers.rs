@@ -1,9 +1,9 @@
 //! How linear, softmax and local linear attention compare: tables and plots of what `leapfrog-zoo lab` and
 //! `leapfrog-zoo stream` wrote.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, str::FromStr};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use zoo::lab::{Contender, Estimator, LabRun, Problem, SPAN, StreamSettings, Tuned};
@@ -24,9 +24,70 @@ pub(crate) struct MixersArgs {
     /// What `leapfrog-zoo stream` wrote; any number of files.
     #[arg(long, value_delimiter = ',')]
     streams: Vec<PathBuf>,
+    /// Loss curves of a model: its name, `=`, and the folders of its stages among the trainer's runs, with commas.
+    #[arg(long)]
+    curves: Vec<Curve>,
     /// Folder for `summary.md`, `raw.json` and the plots.
     #[arg(long)]
     out: PathBuf,
+}
+
+/// Where the loss curve of a model lies.
+#[derive(Debug, Clone)]
+struct Curve {
+    name: String,
+    stages: Vec<PathBuf>,
+}
+
+impl FromStr for Curve {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (name, stages) = text.split_once('=').context("a curve is written NAME=FOLDER,FOLDER")?;
+        Ok(Self { name: name.into(), stages: stages.split(',').map(PathBuf::from).collect() })
+    }
+}
+
+impl Curve {
+    /// Steps from the start of the first stage, and losses there.
+    fn points(&self) -> anyhow::Result<Vec<(f64, f64)>> {
+        let (mut points, mut before) = (Vec::new(), 0.0);
+        for stage in &self.stages {
+            let path = stage.join("log.csv");
+            let name = || path.display().to_string();
+            let text = fs::read_to_string(&path).with_context(name)?;
+            let mut last = before;
+            for line in text.lines().skip(1) {
+                let mut cells = line.split(',').map(str::parse::<f64>);
+                let (Some(step), Some(loss)) = (cells.next(), cells.next()) else {
+                    bail!("{}: a line without step and loss: {line}", path.display());
+                };
+                last = before + step.with_context(name)?;
+                points.push((last, loss.with_context(name)?));
+            }
+            before = last;
+        }
+        ensure!(!points.is_empty(), "the curve of {} is empty", self.name);
+        Ok(points)
+    }
+}
+
+/// Loss by step of all models, on a scale of powers of two.
+fn curves_plot(curves: &[Curve]) -> anyhow::Result<String> {
+    let mut series = Vec::new();
+    for (curve, colour) in curves.iter().zip(COLOURS.into_iter().rev().cycle()) {
+        let points = curve.points()?.into_iter().map(|(x, y)| {
+            let label = format!("{}, step {x}: {y:.4}", curve.name);
+            Point { x, y, low: y, high: y, label }
+        });
+        series.push(Series { name: curve.name.clone(), colour, joined: true, points: points.collect() });
+    }
+    let captions = Captions {
+        title: "Training",
+        x: ("steps", Scale::Linear),
+        y: ("loss of the answers, nats", Scale::Powers(2.0)),
+    };
+    Ok(scatter(&captions, &series)?)
 }
 
 /// A file of `leapfrog-zoo stream`.
@@ -72,6 +133,9 @@ pub(crate) fn run(args: &MixersArgs) -> anyhow::Result<()> {
     for (index, streams) in streams.iter().enumerate() {
         text.push_str(&streamed(streams)?);
         save(args, &format!("stream-{index}.svg"), &stream_plot(streams)?)?;
+    }
+    if !args.curves.is_empty() {
+        save(args, "training.svg", &curves_plot(&args.curves)?)?;
     }
     println!("{text}");
     report::save(&args.out, &text, &serde_json::json!({ "hardware": hardware, "runs": runs, "streams": streams }))
