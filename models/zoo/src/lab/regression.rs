@@ -85,7 +85,7 @@ pub(super) fn examine(net: &Net, count: usize) -> Result<Vec<(String, f64)>, Zoo
     let mut rng = ChaCha8Rng::seed_from_u64(EXAM_SEED);
     let sequences = draw(&mut rng, count);
     let guesses = copied(&sequences.guesses(net)?.detach())?;
-    let mut sums = vec![(0.0, 0.0); LEN / SPAN];
+    let mut sums = [(0.0, 0.0); LEN / SPAN];
     for (at, (guess, value)) in guesses.chunks_exact(VALUE).zip(sequences.values.chunks_exact(VALUE)).enumerate() {
         let (error, square) = &mut sums[at % LEN / SPAN];
         for (guess, value) in guess.iter().zip(value) {
