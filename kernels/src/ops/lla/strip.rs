@@ -6,8 +6,6 @@
 //! Both are the same for a query whatever other queries share the tile. Nothing that a query does not see enters its
 //! sums: factors are selected, not multiplied by zero, and sums run over its positions only.
 
-#![expect(clippy::needless_range_loop, reason = "tiles of registers are indexed alike, by constants")]
-
 use std::ops::Range;
 
 use super::segment::{Lanes, Sums};
