@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     cost::CostTable,
     decode::{Ar, Decoder, Diffusion, DiffusionConfig, Jacobi, JacobiConfig},
+    energy::EnergyMonitor,
     error::{EngineError, SubmitError},
     event::Event,
     exposition::Exposition,
@@ -157,6 +158,16 @@ impl EventStream {
 impl Engine {
     /// Reserves the KV cache, measures what a pass costs and starts the device thread. Blocks for a few seconds.
     pub fn start(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
+        Self::start_metered(model, settings, &EnergyMonitor::off())
+    }
+
+    /// The same with a monitor that says what each request costs. All engines of a process share one.
+    pub fn start_metered(
+        model: LoadedModel,
+        settings: EngineSettings,
+        energy: &EnergyMonitor,
+    ) -> Result<Self, EngineError> {
+        let _ = energy;
         Self::start_with(model, settings, None)
     }
 

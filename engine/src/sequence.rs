@@ -449,6 +449,7 @@ impl Sequence {
                 prompt_tokens: self.prompt_len(),
                 completion_tokens: self.num_committed(),
                 stats: self.stats,
+                ticket: None,
             }),
             Ending::Failed(error) => Event::Failed(error),
             Ending::Cancelled => return stats,

@@ -268,6 +268,7 @@ mod tests {
                 prefill: Duration::ZERO,
                 decode: Duration::ZERO,
             },
+            ticket: None,
         })
     }
 

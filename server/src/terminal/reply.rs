@@ -218,6 +218,7 @@ mod tests {
                 prefill: Duration::from_millis(500),
                 decode: Duration::from_millis(1500),
             },
+            ticket: None,
         }
     }
 
