@@ -1,5 +1,7 @@
 //! The command line: exactly what was typed. What it means is decided in [`crate::settings`].
 
+mod energy;
+
 use std::{env, fmt, path::PathBuf};
 
 use clap::{
@@ -9,6 +11,10 @@ use clap::{
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor},
+};
+
+pub use self::energy::{
+    AttributionChoice, BasisChoice, EnergyArgs, EnergyMode, EnergyUsage, Span, SpanError, SpanOrOff, WatchArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -21,6 +27,7 @@ Examples:
   leapfrog serve --model ./a --model b.gguf       serve two; a request names one, or gets the first
   leapfrog run --model ./my-model                 chat with a model in this terminal
   leapfrog health --ready                         exit with 0 if the server on this machine takes requests
+  leapfrog energy                                 watch what the server on this machine uses, in watts and joules
 
 Then:
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -64,6 +71,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Ask a running server how it is: exit code 0 is well, 1 is not
     Health(HealthArgs),
+    /// Watch the power and the energy of a running server
+    Energy(WatchArgs),
 }
 
 /// Options of `run`.
@@ -187,6 +196,11 @@ pub struct CommonArgs {
     #[arg(long, env = "LEAPFROG_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<usize>,
 
+    /// How energy is metered.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub energy: EnergyArgs,
+
     /// How log lines on stderr look [default: text]
     #[arg(long, env = "LEAPFROG_LOG_FORMAT", value_enum, help_heading = "Logs")]
     pub log_format: Option<LogFormat>,
@@ -248,6 +262,9 @@ pub struct ServeArgs {
         help_heading = "Network"
     )]
     pub strict: Option<bool>,
+    /// Who is told what a request cost, in `usage.energy` [default: opt-in]
+    #[arg(long, env = "LEAPFROG_ENERGY_USAGE", value_enum, value_name = "WHO", help_heading = "Energy")]
+    pub energy_usage: Option<EnergyUsage>,
     /// After SIGTERM or Ctrl-C, how long running requests may still take, in seconds [default: 30]
     #[arg(long, env = "LEAPFROG_DRAIN_TIMEOUT", value_name = "SECONDS", help_heading = "Network")]
     pub drain_timeout: Option<u64>,
@@ -273,6 +290,7 @@ impl CommonArgs {
             max_context: self.max_context.or(fallback.max_context),
             width: self.width.or(fallback.width),
             threads: self.threads.or(fallback.threads),
+            energy: self.energy.or(fallback.energy),
             log_format: self.log_format.or(fallback.log_format),
             log_level: self.log_level.or(fallback.log_level),
         }
@@ -294,6 +312,7 @@ impl ServeArgs {
             allowed_host: list(self.allowed_host, fallback.allowed_host),
             max_body: self.max_body.or(fallback.max_body),
             strict: self.strict.or(fallback.strict),
+            energy_usage: self.energy_usage.or(fallback.energy_usage),
             drain_timeout: self.drain_timeout.or(fallback.drain_timeout),
         }
     }

@@ -1,5 +1,7 @@
 //! What the options mean: command line, environment and file in one, checked.
 
+mod energy;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -9,12 +11,12 @@ use std::{
 };
 
 use clap::Args;
-use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, TokenId};
+use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, TokenId, energy::EnergySettings};
 use serde::de::IgnoredAny;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{CommonArgs, Device, LogFormat, ServeArgs};
+use crate::args::{CommonArgs, Device, EnergyUsage, LogFormat, ServeArgs};
 
 /// The file that is read if no other is named.
 const DEFAULT_CONFIG: &str = "leapfrog.toml";
@@ -33,6 +35,8 @@ pub struct Settings {
     pub load: LoadOptions,
     /// How to run each of them.
     pub engine: EngineSettings,
+    /// How to meter energy.
+    pub energy: EnergySettings,
     /// Address to listen on.
     pub host: String,
     /// Port to listen on.
@@ -60,6 +64,8 @@ pub struct HttpSettings {
     pub max_body: usize,
     /// Whether unknown fields are an error.
     pub strict: bool,
+    /// Who is told what a request cost.
+    pub energy_usage: EnergyUsage,
 }
 
 impl Default for HttpSettings {
@@ -71,6 +77,7 @@ impl Default for HttpSettings {
             allowed_hosts: Vec::new(),
             max_body: 4 << 20,
             strict: false,
+            energy_usage: EnergyUsage::default(),
         }
     }
 }
@@ -183,6 +190,7 @@ impl Settings {
                 attention,
             },
             engine,
+            energy: energy::resolve(&args.energy)?,
             host: serve.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: serve.port.unwrap_or(8080),
             drain_timeout: Duration::from_secs(serve.drain_timeout.unwrap_or(30)),
@@ -240,6 +248,7 @@ fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
             return Err(SettingsError::Invalid { option: "cors-origin", reason });
         }
     }
+    let energy_usage = energy::usage(args.energy_usage, api_keys.len())?;
     let defaults = HttpSettings::default();
     Ok(HttpSettings {
         model_names: given(args.model_id),
@@ -248,6 +257,7 @@ fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
         allowed_hosts: given(args.allowed_host).iter().map(|host| host.to_ascii_lowercase()).collect(),
         max_body: args.max_body.unwrap_or(defaults.max_body),
         strict: args.strict.unwrap_or(defaults.strict),
+        energy_usage,
     })
 }
 
@@ -273,7 +283,8 @@ fn parse_config(text: &str) -> Result<ServeArgs, String> {
         let message = format!("unknown field `{}`, expected one of {}", key.get_ref(), known.join(", "));
         return Err(one_line(&message, Some(key.span()), text));
     }
-    let common = toml::from_str(text).map_err(explain)?;
+    let energy = toml::from_str(text).map_err(explain)?;
+    let common = CommonArgs { energy, ..toml::from_str(text).map_err(explain)? };
     Ok(ServeArgs { common, ..toml::from_str(text).map_err(explain)? })
 }
 

@@ -1,0 +1,100 @@
+//! What the options of energy metering mean.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use engine::energy::{Attribution, Basis, EnergySettings, Mode, Source};
+
+use super::SettingsError;
+use crate::args::{AttributionChoice, BasisChoice, EnergyArgs, EnergyMode, EnergyUsage, Span, SpanOrOff};
+
+const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(1);
+const IDLE_WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+const MAX_SETTLE_MS: u64 = 10_000;
+
+/// Gives the options their meaning.
+pub(super) fn resolve(args: &EnergyArgs) -> Result<EnergySettings, SettingsError> {
+    let defaults = EnergySettings::default();
+    let idle_window = match args.energy_idle_window {
+        None => defaults.idle_window,
+        Some(SpanOrOff::Off) => None,
+        Some(SpanOrOff::Span(span)) => Some(within("energy-idle-window", span, &IDLE_WINDOWS)?),
+    };
+    if let Some(millis) = args.energy_settle_ms.filter(|millis| *millis > MAX_SETTLE_MS) {
+        let reason = format!("{millis} is not between 0 and {MAX_SETTLE_MS}");
+        return Err(SettingsError::Invalid { option: "energy-settle-ms", reason });
+    }
+    if args.energy_record.is_some() && args.energy_record == args.energy_replay {
+        let reason = "it would overwrite the trace that is read".to_owned();
+        return Err(SettingsError::Invalid { option: "energy-record", reason });
+    }
+    Ok(EnergySettings {
+        mode: match args.energy.unwrap_or_default() {
+            EnergyMode::Auto => Mode::Auto,
+            EnergyMode::Require => Mode::Require,
+            EnergyMode::Off => Mode::Off,
+        },
+        basis: match args.energy_basis.unwrap_or_default() {
+            BasisChoice::Auto => None,
+            BasisChoice::Gpu => Some(Basis::Gpu),
+            BasisChoice::Soc => Some(Basis::Soc),
+            BasisChoice::Cpu => Some(Basis::Cpu),
+            BasisChoice::GpuCpu => Some(Basis::GpuCpu),
+            BasisChoice::Platform => Some(Basis::Platform),
+            BasisChoice::Battery => Some(Basis::Battery),
+        },
+        sources: sources(&args.energy_sources)?,
+        interval: match args.energy_interval {
+            None => defaults.interval,
+            Some(span) => within("energy-interval", span, &INTERVALS)?,
+        },
+        attribution: match args.energy_attribution.unwrap_or_default() {
+            AttributionChoice::Tokens => Attribution::Tokens,
+            AttributionChoice::Equal => Attribution::Equal,
+            AttributionChoice::Flops => Attribution::Flops,
+        },
+        idle_window,
+        settle: args.energy_settle_ms.map(Duration::from_millis),
+        powercap_root: args.powercap_root.clone().unwrap_or(defaults.powercap_root),
+        replay: args.energy_replay.clone(),
+        record: args.energy_record.clone(),
+        ..EnergySettings::default()
+    })
+}
+
+/// Who is told what requests cost. Joules are a side channel: where several parties share a server, each request says
+/// for itself that it wants them.
+pub(super) fn usage(given: Option<EnergyUsage>, num_keys: usize) -> Result<EnergyUsage, SettingsError> {
+    let usage = given.unwrap_or_default();
+    if usage == EnergyUsage::On && num_keys > 1 {
+        let reason = format!("with {num_keys} API keys every request asks for itself; use opt-in").to_owned();
+        return Err(SettingsError::Invalid { option: "energy-usage", reason });
+    }
+    Ok(usage)
+}
+
+fn within(option: &'static str, Span(span): Span, range: &RangeInclusive<Duration>) -> Result<Duration, SettingsError> {
+    if range.contains(&span) {
+        return Ok(span);
+    }
+    let reason = format!("{span:?} is not between {:?} and {:?}", range.start(), range.end());
+    Err(SettingsError::Invalid { option, reason })
+}
+
+fn sources(names: &[String]) -> Result<Option<Vec<Source>>, SettingsError> {
+    let names = names.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let mut sources = Vec::new();
+    for name in names {
+        // A trace is read by its own option.
+        let mut known = Source::ALL.into_iter().filter(|source| *source != Source::Replay);
+        let Some(source) = known.clone().find(|source| source.name() == name) else {
+            let last = known.next_back().map_or("", Source::name);
+            let first: Vec<&str> = known.map(Source::name).collect();
+            let reason = format!("`{name}` is not a source; there are {} and {last}", first.join(", "));
+            return Err(SettingsError::Invalid { option: "energy-sources", reason });
+        };
+        if !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    Ok((!sources.is_empty()).then_some(sources))
+}
