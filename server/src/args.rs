@@ -241,6 +241,17 @@ pub struct ServeArgs {
     /// File with one key a line; empty lines and lines that start with # are skipped
     #[arg(long, env = "LEAPFROG_API_KEY_FILE", value_name = "FILE", help_heading = "Network")]
     pub api_key_file: Option<PathBuf>,
+    /// Key for everything that API keys allow, and for judging answers (`/v1/energy/evaluations`); repeat for more
+    /// [default: none]
+    #[arg(
+        long,
+        env = "LEAPFROG_ADMIN_KEY",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "KEY",
+        help_heading = "Network"
+    )]
+    pub admin_key: Vec<String>,
     /// Web origin whose pages may call this server, or *; repeat for more [default: none]
     #[arg(long, env = "LEAPFROG_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN", help_heading = "Network")]
     pub cors_origin: Vec<String>,
@@ -308,6 +319,7 @@ impl ServeArgs {
             port: self.port.or(fallback.port),
             api_key: list(self.api_key, fallback.api_key),
             api_key_file: self.api_key_file.or(fallback.api_key_file),
+            admin_key: list(self.admin_key, fallback.admin_key),
             cors_origin: list(self.cors_origin, fallback.cors_origin),
             allowed_host: list(self.allowed_host, fallback.allowed_host),
             max_body: self.max_body.or(fallback.max_body),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod energy;
 pub mod error;
 pub mod health;
 pub mod logs;

@@ -56,6 +56,8 @@ pub struct HttpSettings {
     pub model_names: Vec<String>,
     /// Keys of which a client must send one; empty asks for none.
     pub api_keys: Vec<String>,
+    /// Keys that allow everything; without [`Self::api_keys`] only judging answers needs one.
+    pub admin_keys: Vec<String>,
     /// Web origins that may read replies; `*` is any.
     pub cors_origins: Vec<String>,
     /// Names that may stand in the `Host` header besides those of this machine.
@@ -73,6 +75,7 @@ impl Default for HttpSettings {
         Self {
             model_names: Vec::new(),
             api_keys: Vec::new(),
+            admin_keys: Vec::new(),
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             max_body: 4 << 20,
@@ -89,6 +92,13 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// A filter as `tracing` reads it.
     pub filter: String,
+}
+
+impl LogSettings {
+    /// For commands whose output is for a person to look at.
+    pub fn quiet() -> Self {
+        Self { format: LogFormat::Text, filter: RUN_FILTER.to_owned() }
+    }
 }
 
 /// Options that cannot be.
@@ -253,6 +263,7 @@ fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
     Ok(HttpSettings {
         model_names: given(args.model_id),
         api_keys,
+        admin_keys: given(args.admin_key),
         cors_origins,
         allowed_hosts: given(args.allowed_host).iter().map(|host| host.to_ascii_lowercase()).collect(),
         max_body: args.max_body.unwrap_or(defaults.max_body),

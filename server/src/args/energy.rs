@@ -148,13 +148,7 @@ pub struct EnergyArgs {
     #[arg(long, env = "LEAPFROG_ENERGY", value_enum, help_heading = "Energy")]
     pub energy: Option<EnergyMode>,
     /// What may be read, with commas between: rapl, nvml, amdgpu, apple, battery [default: what the basis needs]
-    #[arg(
-        long,
-        env = "LEAPFROG_ENERGY_SOURCES",
-        value_delimiter = ',',
-        value_name = "LIST",
-        help_heading = "Energy"
-    )]
+    #[arg(long, env = "LEAPFROG_ENERGY_SOURCES", value_delimiter = ',', value_name = "LIST", help_heading = "Energy")]
     #[serde(deserialize_with = "one_or_many")]
     pub energy_sources: Vec<String>,
     /// Power rails that the energy of a request covers [default: auto]
@@ -229,12 +223,19 @@ mod tests {
     #[test]
     fn a_duration_has_a_unit() {
         let span = |text: &str| text.parse::<Span>().map(|span| span.0);
-        for (text, micros) in
-            [("50ms", 50_000), ("10s", 10_000_000), ("0.3s", 300_000), ("2m", 120_000_000), ("250us", 250), ("1 s", 1_000_000)]
-        {
+        for (text, micros) in [
+            ("50ms", 50_000),
+            ("10s", 10_000_000),
+            ("0.3s", 300_000),
+            ("2m", 120_000_000),
+            ("250us", 250),
+            ("1 s", 1_000_000),
+        ] {
             assert_eq!(span(text), Ok(Duration::from_micros(micros)), "{text}");
         }
-        for bad in ["", "50", "ms", "-1s", "1e3s", "infs", "nans", "1.2.3s", "10 seconds", "1d", "99999999999999999999h"] {
+        for bad in
+            ["", "50", "ms", "-1s", "1e3s", "infs", "nans", "1.2.3s", "10 seconds", "1d", "99999999999999999999h"]
+        {
             assert!(span(bad).unwrap_err().to_string().contains("such as 50ms"), "{bad}");
         }
         assert_eq!("off".parse(), Ok(SpanOrOff::Off));

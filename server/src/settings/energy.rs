@@ -66,7 +66,7 @@ pub(super) fn resolve(args: &EnergyArgs) -> Result<EnergySettings, SettingsError
 pub(super) fn usage(given: Option<EnergyUsage>, num_keys: usize) -> Result<EnergyUsage, SettingsError> {
     let usage = given.unwrap_or_default();
     if usage == EnergyUsage::On && num_keys > 1 {
-        let reason = format!("with {num_keys} API keys every request asks for itself; use opt-in").to_owned();
+        let reason = format!("with {num_keys} API keys every request asks for itself; use opt-in");
         return Err(SettingsError::Invalid { option: "energy-usage", reason });
     }
     Ok(usage)
