@@ -165,12 +165,13 @@ impl Output {
     }
 
     fn write(&mut self, lines: &[String]) -> io::Result<()> {
+        // Names come from the server, which may be anybody's.
+        let harmless = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+        let lines: Vec<String> = lines.iter().map(|line| line.chars().map(harmless).collect()).collect();
         match self {
             Self::Live(screen) => {
                 let text = lines.join("\n");
-                // Names come from the server, which may be anybody's.
-                let shown = text.chars().map(|char| if char.is_control() && char != '\n' { '\u{fffd}' } else { char });
-                let cells: Vec<Cell> = shown.map(|char| Cell { char, style: Style::Plain }).collect();
+                let cells: Vec<Cell> = text.chars().map(|char| Cell { char, style: Style::Plain }).collect();
                 screen.draw(&cells, Size::of_terminal())
             }
             Self::Json | Self::Lines => {

@@ -58,12 +58,10 @@ fn section(lines: &mut Vec<String>, title: &str, rows: Vec<Vec<String>>) {
 fn rail(rail: &Rail) -> Vec<String> {
     let mark = if rail.in_basis { "" } else { " (not in the basis)" };
     let name = format!("{}{mark}", rail.domain);
-    if let Some(reason) = &rail.reason {
-        return vec![name, format!("unavailable: {reason}")];
-    }
-    let idle =
-        rail.idle_watts.map_or_else(|| "no idle power yet".to_owned(), |idle| format!("idle {}", watts(Some(idle))));
-    vec![name, watts(rail.watts), idle, joules(rail.total_joules)]
+    let idle = format!("idle {}", watts(rail.idle_watts));
+    let mut row = vec![name, watts(rail.watts), idle, format!("{} in all", joules(rail.total_joules))];
+    row.extend(rail.reason.as_ref().map(|reason| format!("unavailable: {reason}")));
+    row
 }
 
 fn model(share: &Share) -> Vec<String> {
@@ -119,16 +117,16 @@ mod tests {
             "http://x: basis cpu, measured, over 2.0 s",
             "power  10.0 W   without work 4.0 W",
             "rails",
-            "  rapl:package-0                                    10.0 W   idle 4.0 W   120 J",
-            "  rapl:package-1 (not in the basis)   unavailable: permission_denied",
+            "  rapl:package-0                     10.0 W  idle 4.0 W  120 J in all",
+            "  rapl:package-1 (not in the basis)       -      idle -      - in all  unavailable: permission_denied",
             "models",
-            "  frog   10.0 J   60.0 J in all   1200 tokens   0.0500 J/token   12 requests",
+            "  frog  10.0 J  60.0 J in all  1200 tokens  0.0500 J/token  12 requests",
             "where it went",
-            "  requests   10.0 J   60.0 J in all",
-            "  idle       10.0 J   60.0 J in all",
-            "  load       0.00 J   0.00 J in all",
-            "  warmup     0.00 J   0.00 J in all",
-            "  other      0.00 J   0.00 J in all",
+            "  requests  10.0 J  60.0 J in all",
+            "  idle      10.0 J  60.0 J in all",
+            "  load      0.00 J  0.00 J in all",
+            "  warmup    0.00 J  0.00 J in all",
+            "  other     0.00 J  0.00 J in all",
             "host   98 % of the busy CPU time is this server's, power from ac",
             "notes",
             "  a remedy",
