@@ -1,4 +1,6 @@
-//! Models and a hand-cranked engine for tests.
+//! Models, a hand-cranked engine and fake sensors for tests.
+
+mod powercap;
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -12,6 +14,7 @@ pub use models::{
     reference::{ReferenceConfig, ReferenceLlama},
     scripted::{Rule, Scripted},
 };
+pub use powercap::{PowercapDriver, PowercapTree, PowercapZone, USUAL_RANGE_UJ};
 use tokio::sync::mpsc;
 
 use crate::{

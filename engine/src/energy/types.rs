@@ -31,6 +31,20 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::NoSensor,
+        Self::Masked,
+        Self::PermissionDenied,
+        Self::DriverMissing,
+        Self::NotSupported,
+        Self::DeviceSuspended,
+        Self::ReadFailed,
+        Self::Implausible,
+        Self::Stale,
+        Self::Disabled,
+    ];
+
     /// The name in metrics and replies.
     pub const fn name(self) -> &'static str {
         match self {
@@ -144,9 +158,9 @@ impl fmt::Display for Source {
 /// How a sensor's readings become energy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SourceClass {
-    /// A counter of microjoules that starts again at `modulus_uj`, or never.
+    /// A counter of microjoules that starts again after `modulus_uj`, or never.
     Counter {
-        /// The largest value plus one unit; `None` is a counter that does not start again.
+        /// The largest value that the sensor names, in microjoules; `None` is a counter that does not start again.
         modulus_uj: Option<u64>,
     },
     /// The mean power since the reading before.

@@ -1,0 +1,1 @@
+//! What else happens on the machine.
