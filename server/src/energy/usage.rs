@@ -97,7 +97,7 @@ impl Times {
     }
 
     /// The call as a whole: queue until any choice runs, prefill until any has a token, decode until all have ended.
-    pub(crate) fn timing(&self) -> Timing {
+    fn timing(&self) -> Timing {
         let scheduled = self.scheduled.unwrap_or_default();
         let read = self.first.or(self.read).unwrap_or_default();
         Timing {
@@ -121,7 +121,11 @@ pub(crate) struct Work {
 impl EnergyReport {
     /// The report on `work` that used `energy`.
     pub(crate) fn new(energy: RequestEnergy, work: &Work) -> Self {
-        let timing = work.times.timing();
+        let mut timing = work.times.timing();
+        if !energy.active.is_zero() {
+            // The span that the energy is of.
+            timing.active_seconds = energy.active.as_secs_f64();
+        }
         let (status, reason) = match energy.status {
             Status::Measured => ("measured", None),
             Status::Partial => ("partial", None),
@@ -329,7 +333,8 @@ mod tests {
     #[test]
     fn nothing_is_divided_by_zero() {
         let nothing = Work::default();
-        let report = serde_json::to_value(EnergyReport::new(energy(), &nothing)).unwrap();
+        let timeless = RequestEnergy { active: Duration::ZERO, ..energy() };
+        let report = serde_json::to_value(EnergyReport::new(timeless, &nothing)).unwrap();
         for key in ["power_watts", "joules_per_output_token", "joules_per_prompt_token"] {
             assert_eq!(report[key], Value::Null, "{key}");
         }

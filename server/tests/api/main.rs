@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod diffusion;
+mod energy;
 mod errors;
 mod load;
+mod metered;
 mod replies;
 mod several;
 mod streams;
