@@ -93,7 +93,8 @@ impl Meter {
 /// `None` if the monitor has forgotten the call.
 async fn report(state: &AppState, call: &Call) -> Option<EnergyReport> {
     if call.tickets.is_empty() {
-        return Some(unknown_energy(state, Unavailable::Disabled, call));
+        let reason = state.energy().snapshot().status.err().unwrap_or(Unavailable::Disabled);
+        return Some(unknown_energy(state, reason, call));
     }
     let energy = state.energy().settled(&call.tickets).await?;
     Some(EnergyReport::new(energy, &call.work))
