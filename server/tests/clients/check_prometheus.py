@@ -19,8 +19,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 PACKAGE_WATTS = 20.0
 DRAM_WATTS = 5.0
 WATTS = PACKAGE_WATTS + DRAM_WATTS
-# A counter that starts again every 1.25 s at 20 W: what an hour does to a real one, the check does in seconds.
-RANGE_UJ = 25_000_000
+# Counters start again ten seconds after the check begins, as real ones do once in an hour or so.
+RANGE_UJ = 3_000_000_000
+BEFORE_WRAP_SECONDS = 10
 SECONDS = float(os.environ.get("LEAPFROG_CHECK_SECONDS", "25"))
 
 
@@ -30,17 +31,18 @@ class Rail:
     def __init__(self, folder, name, watts, range_uj):
         self.path = folder / "energy_uj"
         self.watts, self.range_uj, self.moved_uj = watts, range_uj, 0.0
+        self.start_uj = range_uj - int(watts * 1e6 * BEFORE_WRAP_SECONDS)
         folder.mkdir(parents=True)
         (folder / "name").write_text(f"{name}\n")
         (folder / "enabled").write_text("1\n")
         (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
-        self.path.write_text(f"{0:020}\n")
+        self.path.write_text(f"{self.start_uj:020}\n")
 
     def advance(self, seconds):
         self.moved_uj += self.watts * seconds * 1e6
         # In place and of one length, so that no reader sees half a number.
         with open(self.path, "r+") as file:
-            file.write(f"{int(self.moved_uj) % (self.range_uj + 1):020}\n")
+            file.write(f"{(self.start_uj + int(self.moved_uj)) % (self.range_uj + 1):020}\n")
 
 
 class Machine:
