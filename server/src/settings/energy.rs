@@ -98,3 +98,73 @@ fn sources(names: &[String]) -> Result<Option<Vec<Source>>, SettingsError> {
     }
     Ok((!sources.is_empty()).then_some(sources))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(millis: u64) -> Span {
+        Span(Duration::from_millis(millis))
+    }
+
+    fn option(args: &EnergyArgs) -> String {
+        match resolve(args) {
+            Err(SettingsError::Invalid { option, .. }) => option.to_owned(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_said_is_the_default() {
+        assert_eq!(resolve(&EnergyArgs::default()).unwrap(), EnergySettings::default());
+    }
+
+    #[test]
+    fn what_is_said_is_meant() {
+        let args = EnergyArgs {
+            energy: Some(EnergyMode::Require),
+            energy_sources: vec!["rapl, nvml".into(), "rapl".into()],
+            energy_basis: Some(BasisChoice::GpuCpu),
+            energy_interval: Some(millis(20)),
+            energy_attribution: Some(AttributionChoice::Flops),
+            energy_idle_window: Some(SpanOrOff::Off),
+            energy_settle_ms: Some(0),
+            powercap_root: Some("/host/powercap".into()),
+            energy_replay: Some("in".into()),
+            energy_record: Some("out".into()),
+        };
+        let expected = EnergySettings {
+            mode: Mode::Require,
+            basis: Some(Basis::GpuCpu),
+            sources: Some(vec![Source::Rapl, Source::Nvml]),
+            interval: Duration::from_millis(20),
+            attribution: Attribution::Flops,
+            idle_window: None,
+            settle: Some(Duration::ZERO),
+            powercap_root: "/host/powercap".into(),
+            replay: Some("in".into()),
+            record: Some("out".into()),
+            ..EnergySettings::default()
+        };
+        assert_eq!(resolve(&args).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_names_its_option() {
+        let none = EnergyArgs::default;
+        let path = || Some("trace".into());
+        for (args, named) in [
+            (EnergyArgs { energy_interval: Some(millis(4)), ..none() }, "energy-interval"),
+            (EnergyArgs { energy_interval: Some(millis(1001)), ..none() }, "energy-interval"),
+            (EnergyArgs { energy_idle_window: Some(SpanOrOff::Span(millis(999))), ..none() }, "energy-idle-window"),
+            (EnergyArgs { energy_settle_ms: Some(10_001), ..none() }, "energy-settle-ms"),
+            (EnergyArgs { energy_sources: vec!["replay".into()], ..none() }, "energy-sources"),
+            (EnergyArgs { energy_replay: path(), energy_record: path(), ..none() }, "energy-record"),
+        ] {
+            assert_eq!(option(&args), named, "{args:?}");
+        }
+        assert!(usage(Some(EnergyUsage::On), 2).is_err());
+        assert_eq!(usage(Some(EnergyUsage::On), 1).unwrap(), EnergyUsage::On);
+        assert_eq!(usage(None, 9).unwrap(), EnergyUsage::OptIn);
+    }
+}
