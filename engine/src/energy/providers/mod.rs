@@ -4,6 +4,7 @@ mod accelerators;
 mod battery;
 pub(super) mod files;
 mod hwmon;
+mod nvml;
 mod powercap;
 mod record;
 mod replay;
@@ -16,6 +17,7 @@ use self::{
     battery::Batteries,
     files::{Files, SystemFiles},
     hwmon::{Hwmon, Maker},
+    nvml::{Library, NvmlGpus, Surroundings},
     powercap::{Machine, Powercap},
     record::Recorder,
     replay::Replay,
@@ -53,7 +55,7 @@ fn open_with(
     }
     let providers = match &settings.replay {
         Some(path) => vec![Box::new(Replay::open(path, Arc::clone(clock))?) as Box<dyn EnergyProvider>],
-        None => sensors(settings, files),
+        None => sensors(settings, clock, files),
     };
     match &settings.record {
         Some(path) => Ok(vec![Box::new(Recorder::create(path, providers, Arc::clone(clock))?)]),
@@ -61,7 +63,7 @@ fn open_with(
     }
 }
 
-fn sensors(settings: &EnergySettings, files: &Arc<dyn Files>) -> Vec<Box<dyn EnergyProvider>> {
+fn sensors(settings: &EnergySettings, clock: &Arc<dyn Clock>, files: &Arc<dyn Files>) -> Vec<Box<dyn EnergyProvider>> {
     let basis = settings.basis.unwrap_or_else(default_basis);
     let mut providers: Vec<Box<dyn EnergyProvider>> = Vec::new();
     if wanted(settings, basis, Source::Rapl) {
@@ -69,6 +71,10 @@ fn sensors(settings: &EnergySettings, files: &Arc<dyn Files>) -> Vec<Box<dyn Ene
         providers.push(Box::new(Powercap::new(settings.powercap_root.clone(), Arc::clone(files), machine, basis)));
     }
     let mut accelerators: Vec<Box<dyn EnergyProvider>> = Vec::new();
+    if wanted(settings, basis, Source::Nvml) {
+        let surroundings = Surroundings::of_this_machine(Arc::clone(files), Arc::clone(clock));
+        accelerators.push(Box::new(NvmlGpus::new(Box::new(Library::load), surroundings)));
+    }
     for (source, maker) in [(Source::Amdgpu, Maker::Amd), (Source::IntelGpu, Maker::Intel)] {
         if wanted(settings, basis, source) {
             let root = settings.hwmon_root.clone();
