@@ -1,6 +1,10 @@
 //! The sensors: each finds its domains and gives raw readings. What counts as energy is decided elsewhere.
 
-mod files;
+mod accelerators;
+mod battery;
+pub(super) mod files;
+mod hwmon;
+mod nvml;
 mod powercap;
 mod record;
 mod replay;
@@ -9,7 +13,11 @@ mod trace;
 use std::sync::Arc;
 
 use self::{
+    accelerators::Accelerators,
+    battery::Batteries,
     files::{Files, SystemFiles},
+    hwmon::{Hwmon, Maker},
+    nvml::{Library, NvmlGpus, Surroundings},
     powercap::{Machine, Powercap},
     record::Recorder,
     replay::Replay,
@@ -21,6 +29,7 @@ use super::{
 };
 
 const CPU: &[Basis] = &[Basis::Cpu, Basis::GpuCpu];
+const GPU: &[Basis] = &[Basis::Gpu, Basis::GpuCpu];
 const PLATFORM: &[Basis] = &[Basis::Platform];
 const CPU_AND_PLATFORM: &[Basis] = &[Basis::Cpu, Basis::GpuCpu, Basis::Platform];
 
@@ -46,7 +55,7 @@ fn open_with(
     }
     let providers = match &settings.replay {
         Some(path) => vec![Box::new(Replay::open(path, Arc::clone(clock))?) as Box<dyn EnergyProvider>],
-        None => sensors(settings, files),
+        None => sensors(settings, clock, files),
     };
     match &settings.record {
         Some(path) => Ok(vec![Box::new(Recorder::create(path, providers, Arc::clone(clock))?)]),
@@ -54,12 +63,29 @@ fn open_with(
     }
 }
 
-fn sensors(settings: &EnergySettings, files: &Arc<dyn Files>) -> Vec<Box<dyn EnergyProvider>> {
+fn sensors(settings: &EnergySettings, clock: &Arc<dyn Clock>, files: &Arc<dyn Files>) -> Vec<Box<dyn EnergyProvider>> {
     let basis = settings.basis.unwrap_or_else(default_basis);
     let mut providers: Vec<Box<dyn EnergyProvider>> = Vec::new();
     if wanted(settings, basis, Source::Rapl) {
         let machine = Machine::read(&**files);
         providers.push(Box::new(Powercap::new(settings.powercap_root.clone(), Arc::clone(files), machine, basis)));
+    }
+    let mut accelerators: Vec<Box<dyn EnergyProvider>> = Vec::new();
+    if wanted(settings, basis, Source::Nvml) {
+        let surroundings = Surroundings::of_this_machine(Arc::clone(files), Arc::clone(clock));
+        accelerators.push(Box::new(NvmlGpus::new(Box::new(Library::load), surroundings)));
+    }
+    for (source, maker) in [(Source::Amdgpu, Maker::Amd), (Source::IntelGpu, Maker::Intel)] {
+        if wanted(settings, basis, source) {
+            let root = settings.hwmon_root.clone();
+            accelerators.push(Box::new(Hwmon::new(maker, root, Arc::clone(files), basis)));
+        }
+    }
+    if !accelerators.is_empty() {
+        providers.push(Box::new(Accelerators::new(accelerators)));
+    }
+    if wanted(settings, basis, Source::Battery) {
+        providers.push(Box::new(Batteries::new(settings.power_supply_root.clone(), Arc::clone(files))));
     }
     providers
 }
@@ -73,7 +99,7 @@ pub(crate) fn default_basis() -> Basis {
 fn wanted(settings: &EnergySettings, basis: Basis, source: Source) -> bool {
     let useful = match source {
         Source::Rapl => matches!(basis, Basis::Cpu | Basis::GpuCpu | Basis::Platform),
-        Source::Nvml => matches!(basis, Basis::Gpu | Basis::GpuCpu),
+        Source::Nvml | Source::IntelGpu => matches!(basis, Basis::Gpu | Basis::GpuCpu),
         Source::Amdgpu => matches!(basis, Basis::Gpu | Basis::GpuCpu | Basis::Soc),
         Source::Apple => matches!(basis, Basis::Gpu | Basis::Soc | Basis::Platform) && cfg!(target_os = "macos"),
         Source::Battery => basis == Basis::Battery,

@@ -104,6 +104,10 @@ impl EnergyProvider for Recorder {
         }
         reading
     }
+
+    fn foreign_processes(&mut self, domain: &str) -> Option<usize> {
+        self.providers.get_mut(*self.owners.get(domain)?)?.foreign_processes(domain)
+    }
 }
 
 impl Drop for Recorder {
