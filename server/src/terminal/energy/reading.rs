@@ -182,16 +182,19 @@ impl Share {
     }
 }
 
+/// One account of all.
+type Of = fn(&Accounts) -> Option<u64>;
+
 impl Account {
     fn all(now: &Accounts, before: Option<&Accounts>) -> Vec<Self> {
-        let causes: [(&'static str, fn(&Accounts) -> Option<u64>); 5] = [
+        let causes: [(&'static str, Of); 5] = [
             ("requests", |accounts| accounts.requests_uj),
             ("idle", |accounts| accounts.idle_uj),
             ("load", |accounts| accounts.load_uj),
             ("warmup", |accounts| accounts.warmup_uj),
             ("other", |accounts| accounts.other_uj),
         ];
-        let account = |(cause, of): (&'static str, fn(&Accounts) -> Option<u64>)| Self {
+        let account = |(cause, of): (&'static str, Of)| Self {
             cause,
             joules: grown(before.and_then(of), of(now)).map(joules),
             total_joules: of(now).map(joules),
