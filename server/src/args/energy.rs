@@ -167,6 +167,9 @@ pub struct EnergyArgs {
     /// period of the slowest sensor, at most 200]
     #[arg(long, env = "LEAPFROG_ENERGY_SETTLE_MS", value_name = "N", help_heading = "Energy")]
     pub energy_settle_ms: Option<u64>,
+    /// How long the energy of a call can be asked for, and its answer be judged, 1s to 24h [default: 10m]
+    #[arg(long, env = "LEAPFROG_ENERGY_RETENTION", value_name = "TIME", help_heading = "Energy")]
+    pub energy_retention: Option<Span>,
     /// Folder of the RAPL counters [default: /sys/class/powercap]
     #[arg(long, env = "LEAPFROG_POWERCAP_ROOT", value_name = "DIR", help_heading = "Energy")]
     pub powercap_root: Option<PathBuf>,
@@ -189,6 +192,7 @@ impl EnergyArgs {
             energy_attribution: self.energy_attribution.or(fallback.energy_attribution),
             energy_idle_window: self.energy_idle_window.or(fallback.energy_idle_window),
             energy_settle_ms: self.energy_settle_ms.or(fallback.energy_settle_ms),
+            energy_retention: self.energy_retention.or(fallback.energy_retention),
             powercap_root: self.powercap_root.or(fallback.powercap_root),
             energy_replay: self.energy_replay.or(fallback.energy_replay),
             energy_record: self.energy_record.or(fallback.energy_record),

@@ -131,9 +131,9 @@ pub(super) fn unknown(state: &AppState, ids: &[&str]) -> ApiError {
         ids.iter().take(MAX_NAMED).map(|id| format!("`{}`", id.chars().take(MAX_LEN).collect::<String>())).collect();
     let more = ids.len().saturating_sub(MAX_NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let minutes = state.calls().retention().as_secs_f64() / 60.0;
+    let span = state.calls().retention();
     let message = format!(
-        "no call of the last {minutes} minutes has the id {}{more}; ids are those of replies that have ended",
+        "no call that ended less than {span:?} ago (`--energy-retention`) has the id {}{more}",
         named.join(", ")
     );
     ApiError::new(StatusCode::NOT_FOUND, message).code("request_not_found")

@@ -9,6 +9,7 @@ use crate::args::{AttributionChoice, BasisChoice, EnergyArgs, EnergyMode, Energy
 
 const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(1);
 const IDLE_WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
+const RETENTIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const MAX_SETTLE_MS: u64 = 10_000;
 
 /// Gives the options their meaning.
@@ -54,6 +55,10 @@ pub(super) fn resolve(args: &EnergyArgs) -> Result<EnergySettings, SettingsError
         },
         idle_window,
         settle: args.energy_settle_ms.map(Duration::from_millis),
+        retention: match args.energy_retention {
+            None => defaults.retention,
+            Some(span) => within("energy-retention", span, &RETENTIONS)?,
+        },
         powercap_root: args.powercap_root.clone().unwrap_or(defaults.powercap_root),
         replay: args.energy_replay.clone(),
         record: args.energy_record.clone(),
@@ -129,6 +134,7 @@ mod tests {
             energy_attribution: Some(AttributionChoice::Flops),
             energy_idle_window: Some(SpanOrOff::Off),
             energy_settle_ms: Some(0),
+            energy_retention: Some(millis(3_600_000)),
             powercap_root: Some("/host/powercap".into()),
             energy_replay: Some("in".into()),
             energy_record: Some("out".into()),
@@ -141,6 +147,7 @@ mod tests {
             attribution: Attribution::Flops,
             idle_window: None,
             settle: Some(Duration::ZERO),
+            retention: Duration::from_secs(3600),
             powercap_root: "/host/powercap".into(),
             replay: Some("in".into()),
             record: Some("out".into()),
@@ -157,6 +164,7 @@ mod tests {
             (EnergyArgs { energy_interval: Some(millis(4)), ..none() }, "energy-interval"),
             (EnergyArgs { energy_interval: Some(millis(1001)), ..none() }, "energy-interval"),
             (EnergyArgs { energy_idle_window: Some(SpanOrOff::Span(millis(999))), ..none() }, "energy-idle-window"),
+            (EnergyArgs { energy_retention: Some(millis(999)), ..none() }, "energy-retention"),
             (EnergyArgs { energy_settle_ms: Some(10_001), ..none() }, "energy-settle-ms"),
             (EnergyArgs { energy_sources: vec!["replay".into()], ..none() }, "energy-sources"),
             (EnergyArgs { energy_replay: path(), energy_record: path(), ..none() }, "energy-record"),
