@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    middleware::host_guard::HostGuard, routes::router, settings::Settings, shutdown::Signals, state::AppState, welcome,
+    energy::announce, middleware::host_guard::HostGuard, routes::router, settings::Settings, shutdown::Signals,
+    state::AppState, welcome,
 };
 
 /// How long replies that are complete may take to reach their clients once everything else has ended.
@@ -72,9 +73,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let server = axum::serve(listener, router(state.clone())).with_graceful_shutdown(stop.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
     info!("listening on http://{address}; the model is loading");
-    for line in energy.lines() {
-        info!("{line}");
-    }
+    announce(&energy);
 
     let (drain_timeout, sources) = (settings.drain_timeout, settings.models.clone());
     let loading = tokio::task::spawn_blocking(move || load_all(&settings, &energy));

@@ -14,3 +14,13 @@ pub(crate) mod evaluations;
 pub(crate) mod meter;
 pub(crate) mod state;
 pub(crate) mod usage;
+
+use engine::energy::EnergyMonitor;
+use tracing::info;
+
+/// Logs what is read, what is not and why.
+pub(crate) fn announce(energy: &EnergyMonitor) {
+    for line in energy.lines() {
+        info!("{line}");
+    }
+}
