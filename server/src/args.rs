@@ -276,6 +276,10 @@ pub struct ServeArgs {
     /// Who is told what a request cost, in `usage.energy` [default: opt-in]
     #[arg(long, env = "LEAPFROG_ENERGY_USAGE", value_enum, value_name = "WHO", help_heading = "Energy")]
     pub energy_usage: Option<EnergyUsage>,
+    /// Some metrics also under the names of other servers, with commas between: vllm, llamacpp [default: none]
+    #[arg(long, env = "LEAPFROG_METRICS_COMPAT", value_delimiter = ',', value_name = "LIST", help_heading = "Network")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub metrics_compat: Vec<String>,
     /// After SIGTERM or Ctrl-C, how long running requests may still take, in seconds [default: 30]
     #[arg(long, env = "LEAPFROG_DRAIN_TIMEOUT", value_name = "SECONDS", help_heading = "Network")]
     pub drain_timeout: Option<u64>,
@@ -325,6 +329,7 @@ impl ServeArgs {
             max_body: self.max_body.or(fallback.max_body),
             strict: self.strict.or(fallback.strict),
             energy_usage: self.energy_usage.or(fallback.energy_usage),
+            metrics_compat: list(self.metrics_compat, fallback.metrics_compat),
             drain_timeout: self.drain_timeout.or(fallback.drain_timeout),
         }
     }

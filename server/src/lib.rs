@@ -10,7 +10,7 @@ mod energy;
 pub mod error;
 pub mod health;
 pub mod logs;
-mod metrics;
+pub mod metrics;
 pub mod middleware;
 mod openai;
 mod routes;

@@ -2,6 +2,7 @@
 
 mod accept;
 mod classic;
+mod compat;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use prometheus_client::{
 };
 
 use self::accept::Format;
+pub use self::compat::Dialect;
 use crate::{error::ApiError, state::AppState};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -97,6 +99,7 @@ pub(crate) async fn show(State(state): State<AppState>, headers: HeaderMap) -> R
     let text = state
         .encode_metrics()
         .map_err(|_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written"))?;
+    let text = compat::extend(&text, &state.settings().metrics_compat);
     let format = Format::wanted(&headers);
     let text = match format {
         Format::OpenMetrics => text,

@@ -16,7 +16,10 @@ use serde::de::IgnoredAny;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{CommonArgs, Device, EnergyUsage, LogFormat, ServeArgs};
+use crate::{
+    args::{CommonArgs, Device, EnergyUsage, LogFormat, ServeArgs},
+    metrics::Dialect,
+};
 
 /// The file that is read if no other is named.
 const DEFAULT_CONFIG: &str = "leapfrog.toml";
@@ -68,6 +71,8 @@ pub struct HttpSettings {
     pub strict: bool,
     /// Who is told what a request cost.
     pub energy_usage: EnergyUsage,
+    /// Servers by whose names metrics are shown too.
+    pub metrics_compat: Vec<Dialect>,
 }
 
 impl Default for HttpSettings {
@@ -81,6 +86,7 @@ impl Default for HttpSettings {
             max_body: 4 << 20,
             strict: false,
             energy_usage: EnergyUsage::default(),
+            metrics_compat: Vec::new(),
         }
     }
 }
@@ -269,7 +275,23 @@ fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
         max_body: args.max_body.unwrap_or(defaults.max_body),
         strict: args.strict.unwrap_or(defaults.strict),
         energy_usage,
+        metrics_compat: dialects(&args.metrics_compat)?,
     })
+}
+
+fn dialects(names: &[String]) -> Result<Vec<Dialect>, SettingsError> {
+    let names = names.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let mut dialects = Vec::new();
+    for name in names {
+        let Some(dialect) = Dialect::ALL.into_iter().find(|dialect| dialect.name() == name) else {
+            let reason = format!("`{name}` is not known; there are vllm and llamacpp");
+            return Err(SettingsError::Invalid { option: "metrics-compat", reason });
+        };
+        if !dialects.contains(&dialect) {
+            dialects.push(dialect);
+        }
+    }
+    Ok(dialects)
 }
 
 fn read_config(named: Option<&Path>, folder: &Path) -> Result<ServeArgs, SettingsError> {
@@ -463,6 +485,7 @@ mod tests {
             &["--activations", "int4"],
             &["--attention", "causal"],
             &["--log-level", "info,=,"],
+            &["--metrics-compat", "vllm,tgi"],
             &["--cors-origin", "example.org"],
             &["--api-key-file", "/nowhere/keys"],
         ] {

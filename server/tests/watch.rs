@@ -71,7 +71,9 @@ fn one_interval_is_shown_without_a_terminal() {
     assert!(!text.contains('\u{1b}'), "what a server says does not steer the terminal: {text:?}");
     let heads = heads.lock().unwrap();
     assert_eq!(heads.len(), 2);
-    assert!(heads.iter().all(|head| head.starts_with("GET /v1/energy ") && head.contains("Authorization: Bearer secret")));
+    assert!(
+        heads.iter().all(|head| head.starts_with("GET /v1/energy ") && head.contains("Authorization: Bearer secret"))
+    );
 }
 
 #[test]
