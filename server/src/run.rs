@@ -4,7 +4,7 @@ use std::{future::IntoFuture, io, net::SocketAddr, time::Duration};
 
 use engine::{
     Engine, EngineError, ModelError, ModelSource,
-    energy::{EnergyError, EnergyMonitor, EnergySettings, Mode, SystemCause},
+    energy::{EnergyError, EnergyMonitor, EnergySettings, SystemCause},
 };
 use futures_util::future::join_all;
 use tokio::{net::TcpListener, time::timeout};
@@ -125,9 +125,6 @@ async fn bind(settings: &Settings) -> Result<(TcpListener, SocketAddr), RunError
 
 /// Finds the sensors and starts to read them; may take a second.
 pub(crate) async fn start_energy(settings: EnergySettings) -> Result<EnergyMonitor, RunError> {
-    if settings.mode == Mode::Off {
-        return Ok(EnergyMonitor::off());
-    }
     let start = move || EnergyMonitor::start(&settings);
     let started = tokio::task::spawn_blocking(start).await;
     Ok(started.map_err(|error| EnergyError::Thread(io::Error::other(error)))??)
