@@ -1,12 +1,40 @@
 //! What requests cost in joules: sensors are read by one thread, and the energy of every interval is divided between the
 //! requests whose passes ran in it. Sums are exact: measured = requests + idle + load + warmup + other, in microjoules.
 
+mod apportion;
+mod attribution;
+mod baseline;
+mod clock;
+mod core;
+mod counter;
+mod counts;
+mod evaluations;
+mod expose;
+mod lines;
+mod meter;
 mod monitor;
+mod power;
 mod report;
+mod reports;
+mod requests;
+mod sampler;
 mod settings;
+mod steps;
+mod track;
 mod types;
 
+pub(crate) use self::{
+    core::{Arithmetic, Positions},
+    meter::{EngineMeter, Running},
+};
 pub use monitor::{Activity, EnergyError, EnergyMonitor, Evaluation, EvaluationError, SystemCause};
 pub use report::{Accounts, DomainEnergy, DomainState, ModelEnergy, RequestEnergy, Snapshot, Status, Ticket};
 pub use settings::{Attribution, EnergySettings, Mode};
 pub use types::{Basis, Clock, Domain, EnergyProvider, Missing, Nanos, Rail, Raw, Source, SourceClass, Unavailable};
+mod providers {
+    pub(super) fn open(
+        _settings: &super::EnergySettings,
+    ) -> Result<Vec<Box<dyn super::EnergyProvider>>, super::EnergyError> {
+        Ok(Vec::new())
+    }
+}
