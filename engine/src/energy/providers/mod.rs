@@ -9,6 +9,8 @@ mod powercap;
 mod record;
 mod replay;
 mod trace;
+#[cfg(test)]
+mod trace_tests;
 
 use std::sync::Arc;
 
