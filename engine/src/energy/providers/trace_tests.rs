@@ -295,7 +295,7 @@ fn a_trace_takes_the_place_of_all_sensors_and_can_be_recorded_again() {
     let clock = Arc::new(HandClock::default());
     let settings = EnergySettings {
         basis: Some(Basis::GpuCpu),
-        replay: Some(old.clone()),
+        replay: Some(old),
         record: Some(new.clone()),
         ..EnergySettings::default()
     };
