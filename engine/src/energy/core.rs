@@ -56,7 +56,6 @@ pub(crate) struct Core {
     pub(crate) last_tick: Nanos,
     pub(crate) sampler_cpu: Duration,
     pub(crate) cpu_share: Option<f64>,
-    pub(crate) foreign_gpu_processes: Option<usize>,
     pub(crate) power_supply: Option<&'static str>,
 }
 
@@ -86,7 +85,6 @@ impl Core {
             last_tick: Nanos(0),
             sampler_cpu: Duration::ZERO,
             cpu_share: None,
-            foreign_gpu_processes: None,
             power_supply: None,
         }
     }
@@ -110,7 +108,10 @@ impl Core {
 
     /// Time between two readings of a track now.
     pub(crate) fn period(&self, track: usize, now: Nanos) -> Duration {
-        if self.is_busy(now) { self.tracks[track].domain.busy_period.max(self.interval) } else { IDLE_PERIOD }
+        if !self.is_busy(now) {
+            return IDLE_PERIOD;
+        }
+        self.tracks[track].busy_period(self.interval)
     }
 
     /// Whether the sampler has been silent for too long.
@@ -322,7 +323,8 @@ impl Positions {
                     let whole = (start as u64).saturating_add(self.len as u64);
                     // Position p sees p + 1 positions, or all of them.
                     let seen = if sees_all { len * whole } else { len * (from + 1) + len * len.saturating_sub(1) / 2 };
-                    let arithmetic = [arithmetic.params.saturating_mul(2 * len), (4 * arithmetic.attention).saturating_mul(seen)];
+                    let arithmetic =
+                        [arithmetic.params.saturating_mul(2 * len), (4 * arithmetic.attention).saturating_mul(seen)];
                     arithmetic[0].saturating_add(arithmetic[1])
                 }
             }

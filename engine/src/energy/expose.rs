@@ -62,15 +62,15 @@ impl Page<'_> {
         };
         let mut encoder = self.0.encode_descriptor(name, &format!("{help}."), unit, kind)?;
         match samples {
-            Samples::Counts(samples) => {
-                samples.iter().try_for_each(|(labels, value)| ConstCounter::new(*value).encode(encoder.encode_family(labels)?))
-            }
-            Samples::Amounts(samples) => {
-                samples.iter().try_for_each(|(labels, value)| ConstCounter::new(*value).encode(encoder.encode_family(labels)?))
-            }
-            Samples::Gauges(samples) => {
-                samples.iter().try_for_each(|(labels, value)| ConstGauge::new(*value).encode(encoder.encode_family(labels)?))
-            }
+            Samples::Counts(samples) => samples
+                .iter()
+                .try_for_each(|(labels, value)| ConstCounter::new(*value).encode(encoder.encode_family(labels)?)),
+            Samples::Amounts(samples) => samples
+                .iter()
+                .try_for_each(|(labels, value)| ConstCounter::new(*value).encode(encoder.encode_family(labels)?)),
+            Samples::Gauges(samples) => samples
+                .iter()
+                .try_for_each(|(labels, value)| ConstGauge::new(*value).encode(encoder.encode_family(labels)?)),
             Samples::Sums(samples) => samples.iter().try_for_each(|(labels, sum, count)| {
                 let buckets = [(f64::MAX, *count)];
                 encoder.encode_family(labels)?.encode_histogram::<NoLabelSet>(*sum, *count, &buckets, None)
@@ -197,7 +197,10 @@ fn intelligence(page: &mut Page<'_>, core: &Core) -> fmt::Result {
     page.write("ipw_evaluations", None, "Judged answers", &Samples::Counts(outcomes))?;
     let sums = |of: fn(&Costed) -> f64| {
         let sums = verdicts.iter().flat_map(|(key, verdict)| {
-            verdict.costed.iter().map(move |(basis, costed)| (with_basis(labels(key), *basis), of(costed), costed.count))
+            verdict
+                .costed
+                .iter()
+                .map(move |(basis, costed)| (with_basis(labels(key), *basis), of(costed), costed.count))
         });
         Samples::Sums(sums.collect())
     };
@@ -247,14 +250,14 @@ fn health(page: &mut Page<'_>, core: &Core, domains: &[DomainState]) -> fmt::Res
     });
     let help = "Readings that failed or could not be true";
     page.write("ipw_energy_read_errors", None, help, &Samples::Counts(errors.collect()))?;
-    let counts = |of: fn(&Track) -> u64| {
-        Samples::Counts(core.tracks.iter().map(|track| (labels(track), of(track))).collect())
-    };
+    let counts =
+        |of: fn(&Track) -> u64| Samples::Counts(core.tracks.iter().map(|track| (labels(track), of(track))).collect());
     page.write("ipw_energy_counter_wraps", None, "Counters that began again at their end", &counts(Track::wraps))?;
     page.write("ipw_energy_counter_resets", None, "Counters that were set back", &counts(Track::resets))?;
     let gaps = core.tracks.iter().map(|track| (labels(track), track.gap.as_secs_f64())).collect();
     page.write("ipw_energy_gap", Some(&Unit::Seconds), "Time that was not measured", &Samples::Amounts(gaps))?;
-    let periods = core.tracks.iter().filter_map(|track| Some((labels(track), track.domain.update_period?.as_secs_f64())));
+    let periods =
+        core.tracks.iter().filter_map(|track| Some((labels(track), track.domain.update_period?.as_secs_f64())));
     let help = "How often a sensor changes";
     page.write("ipw_energy_update_period", Some(&Unit::Seconds), help, &Samples::Gauges(periods.collect()))?;
     let cpu = if core.tracks.is_empty() { vec![] } else { vec![(vec![], core.sampler_cpu.as_secs_f64())] };
@@ -263,7 +266,10 @@ fn health(page: &mut Page<'_>, core: &Core, domains: &[DomainState]) -> fmt::Res
     let share = core.cpu_share.map(|share| (vec![], share)).into_iter().collect();
     let help = "Share of the busy processor time of this machine that this process used lately";
     page.write("ipw_host_cpu_share_ratio", None, help, &Samples::Gauges(share))?;
-    let foreign = core.foreign_gpu_processes.map(|count| (vec![("domain", "nvml".to_owned())], count as f64));
+    let foreign = core
+        .tracks
+        .iter()
+        .filter_map(|track| Some((vec![("domain", track.domain.id.clone())], track.foreign_processes? as f64)));
     let help = "Processes of others on the GPUs that are read";
-    page.write("ipw_gpu_foreign_processes", None, help, &Samples::Gauges(foreign.into_iter().collect()))
+    page.write("ipw_gpu_foreign_processes", None, help, &Samples::Gauges(foreign.collect()))
 }

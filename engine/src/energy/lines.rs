@@ -8,13 +8,18 @@ pub(crate) fn lines(core: &Core, settings: &EnergySettings) -> Vec<String> {
     let interval = settings.interval.as_millis();
     for track in &core.tracks {
         let domain = &track.domain;
-        let period = domain.busy_period.max(settings.interval).as_millis();
+        let period = track.busy_period(settings.interval).as_millis();
         let role = match (domain.bases.contains(&core.basis), domain.exclusive) {
             (true, _) => format!("part of the basis `{}`", core.basis),
             (false, true) => "beside the basis".into(),
             (false, false) => "overlaps others".into(),
         };
-        lines.push(format!("energy: {} ({}, {}) every {period} ms, {role}", domain.id, domain.source, domain.class.name()));
+        lines.push(format!(
+            "energy: {} ({}, {}) every {period} ms, {role}",
+            domain.id,
+            domain.source,
+            domain.class.name()
+        ));
     }
     for missing in &core.missing {
         let remedy = if missing.remedy.is_empty() { String::new() } else { format!("; {}", missing.remedy) };

@@ -10,10 +10,12 @@ mod counter;
 mod counts;
 mod evaluations;
 mod expose;
+mod host;
 mod lines;
 mod meter;
 mod monitor;
 mod power;
+mod providers;
 mod report;
 mod reports;
 mod requests;
@@ -31,10 +33,3 @@ pub use monitor::{Activity, EnergyError, EnergyMonitor, Evaluation, EvaluationEr
 pub use report::{Accounts, DomainEnergy, DomainState, ModelEnergy, RequestEnergy, Snapshot, Status, Ticket};
 pub use settings::{Attribution, EnergySettings, Mode};
 pub use types::{Basis, Clock, Domain, EnergyProvider, Missing, Nanos, Rail, Raw, Source, SourceClass, Unavailable};
-mod providers {
-    pub(super) fn open(
-        _settings: &super::EnergySettings,
-    ) -> Result<Vec<Box<dyn super::EnergyProvider>>, super::EnergyError> {
-        Ok(Vec::new())
-    }
-}

@@ -14,8 +14,10 @@ use super::{
     clock::SystemClock,
     core::Core,
     expose::Exposed,
+    host::HostProbe,
     lines::lines,
     meter::Running,
+    providers::default_basis,
     report::{RequestEnergy, Snapshot, Ticket},
     sampler::{Sampler, Waker},
     settings::{EnergySettings, Mode},
@@ -121,7 +123,7 @@ pub struct EnergyMonitor(pub(crate) Arc<Shared>);
 /// What the monitor, the engines and the sampler share.
 pub(crate) struct Shared {
     core: Mutex<Core>,
-    pub(crate) clock: Box<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) waker: Arc<Waker>,
     /// Told whenever the sampler has been by.
     pub(crate) settled: Notify,
@@ -159,8 +161,9 @@ impl EnergyMonitor {
         if settings.mode == Mode::Off {
             return Ok(Self::off());
         }
-        let providers = super::providers::open(settings)?;
-        let (monitor, mut sampler) = Self::new(settings, providers, Box::new(SystemClock::new()));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let providers = super::providers::open(settings, &clock)?;
+        let (monitor, mut sampler) = Self::new(settings, providers, clock);
         if monitor.0.core().tracks.is_empty() {
             monitor.check(settings)?;
             return Ok(monitor);
@@ -176,7 +179,7 @@ impl EnergyMonitor {
     pub(crate) fn new(
         settings: &EnergySettings,
         mut providers: Vec<Box<dyn EnergyProvider>>,
-        clock: Box<dyn Clock>,
+        clock: Arc<dyn Clock>,
     ) -> (Self, Sampler) {
         let basis = settings.basis.unwrap_or_else(default_basis);
         let now = clock.now();
@@ -203,7 +206,7 @@ impl EnergyMonitor {
             lines,
         };
         let monitor = Self(Arc::new(shared));
-        let sampler = Sampler::new(&monitor.0, providers, sources);
+        let sampler = Sampler::new(&monitor.0, providers, sources, HostProbe::new(settings));
         (monitor, sampler)
     }
 
@@ -213,7 +216,7 @@ impl EnergyMonitor {
         let core = Core::new(&settings, default_basis(), Vec::new(), Vec::new(), Unavailable::Disabled);
         Self(Arc::new(Shared {
             core: Mutex::new(core),
-            clock: Box::new(SystemClock::new()),
+            clock: Arc::new(SystemClock::new()),
             waker: Arc::default(),
             settled: Notify::new(),
             settle: None,
@@ -302,9 +305,4 @@ impl EnergyMonitor {
     pub fn register_metrics(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Exposed(self.clone())));
     }
-}
-
-/// What fits a model on the CPU: there is no other device yet.
-fn default_basis() -> Basis {
-    if cfg!(all(target_os = "macos", target_arch = "aarch64")) { Basis::Soc } else { Basis::Cpu }
 }

@@ -111,7 +111,7 @@ impl Core {
             return Some(false);
         }
         let alone = self.cpu_share.map(|share| share >= ALONE);
-        let no_others = self.foreign_gpu_processes.map(|number| number == 0);
+        let no_others = self.foreign_processes().map(|number| number == 0);
         match self.basis {
             Basis::Gpu => no_others,
             Basis::GpuCpu => match (alone, no_others) {
@@ -121,6 +121,11 @@ impl Core {
             },
             Basis::Soc | Basis::Cpu | Basis::Platform | Basis::Battery => alone,
         }
+    }
+
+    /// Processes of others on the devices that are read, if any of them tells.
+    fn foreign_processes(&self) -> Option<usize> {
+        self.tracks.iter().filter_map(|track| track.foreign_processes).reduce(|sum, number| sum + number)
     }
 
     /// Everything.
@@ -168,7 +173,7 @@ impl Core {
             accounts: self.accounts(),
             models: self.model_energies(status.is_ok()),
             cpu_share: self.cpu_share,
-            foreign_gpu_processes: self.foreign_gpu_processes,
+            foreign_gpu_processes: self.foreign_processes(),
             power_supply: self.power_supply,
         }
     }

@@ -78,7 +78,6 @@ impl Account {
         self.scheduled.map_or(Duration::ZERO, |scheduled| self.finished().unwrap_or(now).since(scheduled))
     }
 
-
     /// Share of its time, as far as `resolved`, in which the domain was measured.
     pub(crate) fn coverage(&self, domain: usize, resolved: Nanos, now: Nanos) -> f64 {
         let end = self.finished().unwrap_or(now);

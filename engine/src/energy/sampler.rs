@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     clock::thread_time,
+    host::HostProbe,
     monitor::Shared,
     types::{EnergyProvider, Nanos},
 };
@@ -18,6 +19,8 @@ const SPACING: Duration = Duration::from_millis(2);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Difference of the clocks from which the machine counts as having slept.
 const SLEPT: Duration = Duration::from_millis(100);
+/// Time between two looks at what else the machine does.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How the sampler is woken.
 #[derive(Debug, Default)]
@@ -64,6 +67,8 @@ pub(crate) struct Sampler {
     sources: Vec<(usize, String)>,
     last_read: Vec<Option<Nanos>>,
     suspended: Duration,
+    host: HostProbe,
+    last_look: Option<Nanos>,
 }
 
 impl Sampler {
@@ -72,9 +77,11 @@ impl Sampler {
         shared: &Arc<Shared>,
         providers: Vec<Box<dyn EnergyProvider>>,
         sources: Vec<(usize, String)>,
+        host: HostProbe,
     ) -> Self {
         let last_read = vec![None; sources.len()];
-        Self { shared: Arc::downgrade(shared), providers, sources, last_read, suspended: shared.clock.suspended() }
+        let suspended = shared.clock.suspended();
+        Self { shared: Arc::downgrade(shared), providers, sources, last_read, suspended, host, last_look: None }
     }
 
     /// Reads all that is due, or everything if `hurry`. How long nothing more will be; `None` if nobody listens any more.
@@ -98,6 +105,7 @@ impl Sampler {
             shared.core().read(index, at, reading);
         }
         let now = shared.clock.now();
+        self.look(&shared, now);
         let wait = {
             let mut core = shared.core();
             core.last_tick = now;
@@ -111,6 +119,24 @@ impl Sampler {
         };
         shared.settled.notify_waiters();
         Some(wait.min(HEARTBEAT))
+    }
+
+    /// Sees what else happens on the machine.
+    fn look(&mut self, shared: &Shared, now: Nanos) {
+        if self.last_look.is_some_and(|last| now.since(last) < LOOK) {
+            return;
+        }
+        self.last_look = Some(now);
+        let foreign = self.sources.iter().map(|(provider, id)| self.providers[*provider].foreign_processes(id));
+        let foreign: Vec<Option<usize>> = foreign.collect();
+        let (cpu_share, power_supply) = (self.host.cpu_share(), self.host.power_supply());
+        let mut core = shared.core();
+        for (track, foreign) in core.tracks.iter_mut().zip(foreign) {
+            track.foreign_processes = foreign;
+        }
+        // While little runs there is no share; the last one still tells who else was there.
+        core.cpu_share = cpu_share.or(core.cpu_share);
+        core.power_supply = power_supply;
     }
 
     /// Starts the thread.

@@ -63,6 +63,8 @@ pub(crate) struct Track {
     pub(crate) errors: BTreeMap<Unavailable, u64>,
     /// The last reason why it could not be read.
     pub(crate) last_failure: Option<Unavailable>,
+    /// Processes of others on the device, if that is known.
+    pub(crate) foreign_processes: Option<usize>,
 }
 
 /// What a reading did.
@@ -95,12 +97,22 @@ impl Track {
             gap: Duration::ZERO,
             errors: BTreeMap::new(),
             last_failure: None,
+            foreign_processes: None,
         }
     }
 
     /// How finely the domain tells times apart: its update period, or how often it is read where that is not known.
     pub(crate) fn resolution(&self) -> Duration {
         self.domain.update_period.unwrap_or(self.domain.busy_period)
+    }
+
+    /// Time between two readings while steps run, if `interval` is asked for.
+    pub(crate) fn busy_period(&self, interval: Duration) -> Duration {
+        match self.domain.update_period {
+            // It changes faster than anybody reads.
+            Some(update_period) if update_period <= interval => interval,
+            _ => self.domain.busy_period.max(interval),
+        }
     }
 
     pub(crate) fn wraps(&self) -> u64 {
@@ -127,14 +139,17 @@ impl Track {
 
     /// Takes a reading of `at`; `period` is the time between readings now.
     pub(crate) fn read(&mut self, at: Nanos, reading: Result<Raw, Unavailable>, period: Duration) -> Outcome {
+        if let (Ok(Raw::Watts(_)), Meter::Counter(_)) = (&reading, &self.meter) {
+            tracing::warn!(domain = self.domain.id, "the energy counter is wrong; power is read instead");
+            self.domain.class = SourceClass::InstantPower { averaging: None };
+            self.meter = Meter::Power(Power::new(false, self.domain.max_watts));
+        }
         let advance = match (reading, &mut self.meter) {
             (Ok(Raw::Counter(energy_uj)), Meter::Counter(counter)) => counter.advance(energy_uj, at),
-            (Ok(Raw::Watts(watts)), Meter::Power(power)) => {
-                match power.advance(watts, at, SILENCE.max(5 * period)) {
-                    Ok(advance) => advance,
-                    Err(Implausible) => return self.dropped(at, period),
-                }
-            }
+            (Ok(Raw::Watts(watts)), Meter::Power(power)) => match power.advance(watts, at, SILENCE.max(5 * period)) {
+                Ok(advance) => advance,
+                Err(Implausible) => return self.dropped(at, period),
+            },
             // A provider that answers with what the domain is not has failed.
             (Ok(_), _) => return self.failed(at, Unavailable::ReadFailed),
             (Err(reason), _) => return self.failed(at, reason),
@@ -212,7 +227,9 @@ mod tests {
         assert_eq!(read(100, Err(Unavailable::PermissionDenied)), Outcome::Closed(None));
         assert_eq!(read(150, Ok(Raw::Counter(1000))), Outcome::Closed(None));
         assert_eq!(read(200, Ok(Raw::Counter(1001))), Outcome::Closed(Some(1)));
-        assert_eq!(read(250, Ok(Raw::Watts(1.0))), Outcome::Closed(None), "not what it is");
+        assert_eq!(read(250, Ok(Raw::Watts(1.0))), Outcome::Closed(None), "the counter was found wrong");
+        assert_eq!(read(350, Ok(Raw::Watts(3.0))), Outcome::Closed(Some(200_000)));
+        assert_eq!(read(400, Ok(Raw::Counter(7))), Outcome::Closed(None), "not what it is");
         assert_eq!(track.state, Err(Unavailable::ReadFailed));
         assert_eq!(track.errors[&Unavailable::PermissionDenied], 1);
     }

@@ -31,6 +31,20 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::NoSensor,
+        Self::Masked,
+        Self::PermissionDenied,
+        Self::DriverMissing,
+        Self::NotSupported,
+        Self::DeviceSuspended,
+        Self::ReadFailed,
+        Self::Implausible,
+        Self::Stale,
+        Self::Disabled,
+    ];
+
     /// The name in metrics and replies.
     pub const fn name(self) -> &'static str {
         match self {
@@ -110,6 +124,8 @@ pub enum Source {
     Nvml,
     /// AMD GPUs, through the hwmon files of Linux.
     Amdgpu,
+    /// Graphics cards of Intel, through the same.
+    IntelGpu,
     /// The chips of Apple.
     Apple,
     /// Discharge of a battery.
@@ -120,7 +136,8 @@ pub enum Source {
 
 impl Source {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Rapl, Self::Nvml, Self::Amdgpu, Self::Apple, Self::Battery, Self::Replay];
+    pub const ALL: [Self; 7] =
+        [Self::Rapl, Self::Nvml, Self::Amdgpu, Self::IntelGpu, Self::Apple, Self::Battery, Self::Replay];
 
     /// The name in metrics, replies and options.
     pub const fn name(self) -> &'static str {
@@ -128,6 +145,7 @@ impl Source {
             Self::Rapl => "rapl",
             Self::Nvml => "nvml",
             Self::Amdgpu => "amdgpu",
+            Self::IntelGpu => "intel_gpu",
             Self::Apple => "apple",
             Self::Battery => "battery",
             Self::Replay => "replay",
@@ -144,9 +162,9 @@ impl fmt::Display for Source {
 /// How a sensor's readings become energy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SourceClass {
-    /// A counter of microjoules that starts again at `modulus_uj`, or never.
+    /// A counter of microjoules that starts again after `modulus_uj`, or never.
     Counter {
-        /// The largest value plus one unit; `None` is a counter that does not start again.
+        /// The largest value that the sensor names, in microjoules; `None` is a counter that does not start again.
         modulus_uj: Option<u64>,
     },
     /// The mean power since the reading before.
@@ -218,8 +236,14 @@ pub trait EnergyProvider: Send {
     /// What there is: domains, and the names of those that are known not to be readable, with the reason. Called once,
     /// before any read.
     fn discover(&mut self) -> Vec<Result<Domain, Missing>>;
-    /// Reads the domain with this id, one that `discover` found.
+    /// Reads the domain with this id, one that `discover` found. Watts of a domain whose class is a counter are the power now:
+    /// the counter was found wrong, and power is read instead from then on.
     fn read(&mut self, domain: &str) -> Result<Raw, Unavailable>;
+    /// How many processes of others use the device of this domain; `None` where that cannot be told.
+    fn foreign_processes(&mut self, domain: &str) -> Option<usize> {
+        let _ = domain;
+        None
+    }
 }
 
 /// A sensor that cannot be read.

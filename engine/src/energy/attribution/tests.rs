@@ -84,9 +84,10 @@ fn a_step_of_nobody_is_other_work_and_one_elsewhere_is_none() {
 
 /// Begin, length and shares of some steps, in milliseconds; some reach beyond the interval from 100 to 1100.
 fn any_steps() -> impl Strategy<Value = Vec<(u64, u64, Vec<Share>)>> {
-    let share = (0u64..5, any::<bool>(), prop_oneof![Just(0), 1u64..100, any::<u64>()]).prop_map(|(ticket, first, weight)| {
-        request(ticket, if first { Phase::Prefill } else { Phase::Decode }, weight)
-    });
+    let share =
+        (0u64..5, any::<bool>(), prop_oneof![Just(0), 1u64..100, any::<u64>()]).prop_map(|(ticket, first, weight)| {
+            request(ticket, if first { Phase::Prefill } else { Phase::Decode }, weight)
+        });
     let step = (0u64..1400, 0u64..500, prop::collection::vec(share, 0..5));
     prop::collection::vec(step, 0..8)
 }
