@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     cost::CostTable,
     decode::{Ar, Decoder, Diffusion, DiffusionConfig, Jacobi, JacobiConfig},
-    energy::EnergyMonitor,
+    energy::{Arithmetic, EnergyMonitor, EngineMeter, SystemCause},
     error::{EngineError, SubmitError},
     event::Event,
     exposition::Exposition,
@@ -167,8 +167,7 @@ impl Engine {
         settings: EngineSettings,
         energy: &EnergyMonitor,
     ) -> Result<Self, EngineError> {
-        let _ = energy;
-        Self::start_with(model, settings, None)
+        Self::start_with(model, settings, None, energy)
     }
 
     /// The same with a decoder of the caller's choice for every request.
@@ -176,8 +175,9 @@ impl Engine {
         model: LoadedModel,
         settings: EngineSettings,
         make_decoder: Option<DecoderFactory>,
+        energy: &EnergyMonitor,
     ) -> Result<Self, EngineError> {
-        let (worker, shared, commands, pool) = prepare(model, &settings, make_decoder)?;
+        let (worker, shared, commands, pool) = prepare(model, &settings, make_decoder, energy)?;
         thread::Builder::new()
             .name("leapfrog-device".into())
             // Kernels run on the pool of the thread that calls them, so the whole loop lives inside it.
@@ -263,8 +263,9 @@ pub(crate) fn by_hand(
     model: LoadedModel,
     settings: &EngineSettings,
     make_decoder: Option<DecoderFactory>,
+    energy: &EnergyMonitor,
 ) -> Result<(Worker, rayon::ThreadPool), EngineError> {
-    let (worker, _, _, threads) = prepare(model, settings, make_decoder)?;
+    let (worker, _, _, threads) = prepare(model, settings, make_decoder, energy)?;
     Ok((worker, threads))
 }
 
@@ -273,6 +274,7 @@ fn prepare(
     model: LoadedModel,
     settings: &EngineSettings,
     make_decoder: Option<DecoderFactory>,
+    energy: &EnergyMonitor,
 ) -> Result<(Worker, Shared, mpsc::UnboundedReceiver<Command>, rayon::ThreadPool), EngineError> {
     settings.validate()?;
     let spec = model.backbone.spec().clone();
@@ -298,11 +300,18 @@ fn prepare(
         .thread_name(|i| format!("leapfrog-compute-{i}"))
         .build()
         .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
+    let warmup = energy.begin(SystemCause::Warmup);
     let (kv, cost) = threads.install(|| -> Result<_, EngineError> {
         let mut kv = KvCache::new(spec.kv, num_pages, PAGE_LEN)?;
         let cost = calibrate(backbone.as_mut(), &mut kv)?;
         Ok((kv, cost))
     })?;
+    drop(warmup);
+    let arithmetic = Arithmetic {
+        params: spec.num_active_params as u64,
+        attention: (spec.kv.num_layers * spec.attention_dim) as u64,
+    };
+    let meter = EngineMeter::new(energy, &id, arithmetic);
     let metrics = Metrics { solver: spec.has_solver.then(SolverMetrics::new), ..Metrics::new() };
     metrics.pages_total.set(num_pages as i64);
     let occupancy = Arc::new(Occupancy::default());
@@ -332,6 +341,7 @@ fn prepare(
         max_concurrent: settings.max_concurrent,
         make_decoder,
         metrics: metrics.clone(),
+        meter,
         occupancy: occupancy.clone(),
         running: Vec::new(),
         waiting: VecDeque::new(),

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::{
     Engine, EngineError, EngineSettings, EventStream, Request,
     decode::Decoder,
+    energy::EnergyMonitor,
     event::Event,
     sequence::{EventSender, Job},
     worker::{Command, Worker},
@@ -153,7 +154,7 @@ impl Transcript {
 impl Harness {
     /// An engine with the decoders that requests ask for.
     pub fn new(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        let (worker, threads) = crate::engine::by_hand(model, &settings, None)?;
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, &EnergyMonitor::off())?;
         Ok(Self { worker, threads })
     }
 
@@ -163,8 +164,18 @@ impl Harness {
         settings: EngineSettings,
         make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let (worker, threads) =
-            crate::engine::by_hand(model, &settings, Some(Box::new(move |request| Ok(make(request)))))?;
+        let (worker, threads) = crate::engine::by_hand(
+            model,
+            &settings,
+            Some(Box::new(move |request| Ok(make(request)))),
+            &EnergyMonitor::off(),
+        )?;
+        Ok(Self { worker, threads })
+    }
+
+    /// An engine whose passes `energy` meters.
+    pub fn metered(model: LoadedModel, settings: EngineSettings, energy: &EnergyMonitor) -> Result<Self, EngineError> {
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, energy)?;
         Ok(Self { worker, threads })
     }
 
@@ -221,7 +232,7 @@ pub fn start_with_decoder(
     settings: EngineSettings,
     make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
 ) -> Result<Engine, EngineError> {
-    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))))
+    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))), &EnergyMonitor::off())
 }
 
 /// Reads a stream to its end.

@@ -1,6 +1,8 @@
 //! The sensors: each finds its domains and gives raw readings. What counts as energy is decided elsewhere.
 
 mod accelerators;
+#[cfg(any(target_os = "macos", test))]
+mod apple;
 mod battery;
 pub(super) mod files;
 mod hwmon;
@@ -9,6 +11,8 @@ mod powercap;
 mod record;
 mod replay;
 mod trace;
+#[cfg(test)]
+mod trace_tests;
 
 use std::sync::Arc;
 
@@ -84,6 +88,10 @@ fn sensors(settings: &EnergySettings, clock: &Arc<dyn Clock>, files: &Arc<dyn Fi
     if !accelerators.is_empty() {
         providers.push(Box::new(Accelerators::new(accelerators)));
     }
+    #[cfg(target_os = "macos")]
+    if wanted(settings, basis, Source::Apple) {
+        providers.push(Box::new(apple::Apple::new(apple::open())));
+    }
     if wanted(settings, basis, Source::Battery) {
         providers.push(Box::new(Batteries::new(settings.power_supply_root.clone(), Arc::clone(files))));
     }
@@ -99,8 +107,10 @@ pub(crate) fn default_basis() -> Basis {
 fn wanted(settings: &EnergySettings, basis: Basis, source: Source) -> bool {
     let useful = match source {
         Source::Rapl => matches!(basis, Basis::Cpu | Basis::GpuCpu | Basis::Platform),
-        Source::Nvml | Source::IntelGpu => matches!(basis, Basis::Gpu | Basis::GpuCpu),
-        Source::Amdgpu => matches!(basis, Basis::Gpu | Basis::GpuCpu | Basis::Soc),
+        // On a Mac the GPU is that of the chip.
+        Source::Nvml => matches!(basis, Basis::Gpu | Basis::GpuCpu) && !cfg!(target_os = "macos"),
+        Source::IntelGpu => matches!(basis, Basis::Gpu | Basis::GpuCpu) && cfg!(target_os = "linux"),
+        Source::Amdgpu => matches!(basis, Basis::Gpu | Basis::GpuCpu | Basis::Soc) && cfg!(target_os = "linux"),
         Source::Apple => matches!(basis, Basis::Gpu | Basis::Soc | Basis::Platform) && cfg!(target_os = "macos"),
         Source::Battery => basis == Basis::Battery,
         Source::Replay => false,

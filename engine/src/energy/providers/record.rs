@@ -24,7 +24,7 @@ pub(crate) struct Recorder {
     providers: Vec<Box<dyn EnergyProvider>>,
     owners: BTreeMap<String, usize>,
     /// `None` after an error.
-    file: Option<Box<dyn Write + Send>>,
+    file: Option<BufWriter<File>>,
     path: PathBuf,
     clock: Arc<dyn Clock>,
     suspended: Duration,
@@ -42,22 +42,25 @@ impl Recorder {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EnergyError> {
         let file = File::create(path).map_err(|source| EnergyError::Trace { path: path.into(), source })?;
-        Ok(Self::new(path, Box::new(BufWriter::new(file)), providers, clock))
+        Ok(Self {
+            providers,
+            owners: BTreeMap::new(),
+            file: Some(BufWriter::new(file)),
+            path: path.into(),
+            suspended: clock.suspended(),
+            flushed: clock.now(),
+            clock,
+        })
     }
 
-    fn new(
-        path: &Path,
-        file: Box<dyn Write + Send>,
-        providers: Vec<Box<dyn EnergyProvider>>,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
-        let (suspended, flushed) = (clock.suspended(), clock.now());
-        Self { providers, owners: BTreeMap::new(), file: Some(file), path: path.into(), clock, suspended, flushed }
+    #[cfg(test)]
+    pub(super) fn is_recording(&self) -> bool {
+        self.file.is_some()
     }
 
-    fn write(&mut self, text: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
+    fn write(&mut self, text: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
         let Some(file) = &mut self.file else { return };
-        if let Err(error) = text(&mut **file) {
+        if let Err(error) = text(file) {
             self.end(&error);
         }
     }

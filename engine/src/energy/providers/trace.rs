@@ -125,7 +125,7 @@ fn parse_domain(rest: &str) -> Result<Domain, String> {
         }
     };
     let max_watts: f64 = number(fields.get("max_watts")?, "watts")?;
-    if !(max_watts > 0.0) {
+    if max_watts.is_nan() || max_watts <= 0.0 {
         return Err("`max_watts` must be above 0".into());
     }
     source(fields.get("source")?)?;

@@ -71,11 +71,16 @@ impl Comparison {
         }
     }
 
-    /// Whether counter and power agree; `None` if there was nothing to compare.
-    pub(crate) fn agrees(&self) -> Option<bool> {
+    /// What was counted over the integral of power; `None` if there was nothing to compare.
+    pub(crate) fn ratio(&self) -> Option<f64> {
         let (_, start_mj) = self.start?;
         let (_, end_mj, joules) = self.end?;
-        (joules > 0.0).then(|| PLAUSIBLE.contains(&((end_mj - start_mj) as f64 / 1000.0 / joules)))
+        (joules > 0.0).then(|| (end_mj - start_mj) as f64 / 1000.0 / joules)
+    }
+
+    /// Whether counter and power agree; `None` if there was nothing to compare.
+    pub(crate) fn agrees(&self) -> Option<bool> {
+        self.ratio().map(|ratio| PLAUSIBLE.contains(&ratio))
     }
 
     /// Mean power, in watts.

@@ -142,7 +142,10 @@ impl NvmlGpus {
             let uuids = vec![None; addresses.len()];
             return Ok((addresses, uuids));
         }
-        let fault = |fault: Fault| missing("nvml", fault.reason(), &format!("{fault}: {DRIVER_REMEDY}"));
+        let fault = |fault: Fault| match &fault {
+            Fault::DriverMissing(_) => missing("nvml", fault.reason(), &format!("{DRIVER_REMEDY} ({fault})")),
+            _ => missing("nvml", fault.reason(), &fault.to_string()),
+        };
         let mut api = (self.load)().map_err(fault)?;
         if addresses.is_empty() {
             addresses = (0..api.count().map_err(fault)?).map(Address::Index).collect();
