@@ -20,11 +20,19 @@ use tokio::sync::mpsc;
 use crate::{
     Engine, EngineError, EngineSettings, EventStream, Request,
     decode::Decoder,
-    energy::EnergyMonitor,
+    energy::{EnergyError, EnergyMonitor, EnergyProvider, EnergySettings},
     event::Event,
     sequence::{EventSender, Job},
     worker::{Command, Worker},
 };
+
+/// A monitor that reads `provider` instead of the sensors of this machine; its thread runs.
+///
+/// # Errors
+/// As [`EnergyMonitor::start`].
+pub fn metered(settings: &EnergySettings, provider: Box<dyn EnergyProvider>) -> Result<EnergyMonitor, EnergyError> {
+    EnergyMonitor::of(settings, provider)
+}
 
 /// Number of tokens of [`byte_tokenizer`]: one a byte, then `<|end|>`, then fillers.
 pub const BYTE_VOCAB: usize = 260;

@@ -163,6 +163,20 @@ impl EnergyMonitor {
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let providers = super::providers::open(settings, &clock)?;
+        Self::run(settings, providers, clock)
+    }
+
+    /// A monitor that reads `provider` instead of the sensors of this machine.
+    #[cfg(feature = "testing")]
+    pub(crate) fn of(settings: &EnergySettings, provider: Box<dyn EnergyProvider>) -> Result<Self, EnergyError> {
+        Self::run(settings, vec![provider], Arc::new(SystemClock::new()))
+    }
+
+    fn run(
+        settings: &EnergySettings,
+        providers: Vec<Box<dyn EnergyProvider>>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, EnergyError> {
         let (monitor, mut sampler) = Self::new(settings, providers, clock);
         if monitor.0.core().tracks.is_empty() {
             monitor.check(settings)?;

@@ -8,6 +8,7 @@ mod errors;
 mod load;
 mod metered;
 mod replies;
+mod sensors;
 mod several;
 mod streams;
 mod support;
