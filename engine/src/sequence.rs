@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use models::{TokenId, text::Tokenizer};
+use models::{TokenId, Visibility, text::Tokenizer};
 use tokio::sync::mpsc;
 
 use crate::{
     cost::PassCost,
     decode::{CanvasChange, Decoder, EndRule, KvEffect, KvUse, RowDemand, SeqView, StepOutcome, StepPlan},
     detok::{Detokenizer, Pushed},
+    energy::{Positions, Ticket},
     error::RequestError,
     event::{Commit, DecodeStats, Event, Finish, FinishReason, Frame, TokenRecord},
     pages::{PageLease, PagePool},
@@ -106,6 +107,10 @@ pub(crate) struct Sequence {
     started: Option<Instant>,
     first_commit: Option<Instant>,
     last_commit: Option<Instant>,
+    /// Its account of energy, from when it has a slot.
+    ticket: Option<Ticket>,
+    /// Positions of the prompt that have been computed once.
+    num_read: usize,
 }
 
 impl Sequence {
@@ -147,6 +152,8 @@ impl Sequence {
             started: None,
             first_commit: None,
             last_commit: None,
+            ticket: None,
+            num_read: 0,
         }
     }
 
@@ -155,11 +162,28 @@ impl Sequence {
         self.started.is_some()
     }
 
-    /// Takes its slot for the first time.
-    pub(crate) fn begin(&mut self) {
+    /// Takes its slot for the first time; `ticket` names its account of energy.
+    pub(crate) fn begin(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
         let now = Instant::now();
         self.stats.queue = now - self.submitted;
         self.started = Some(now);
+    }
+
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
+    /// What the pass of `plan` computes, for the account of energy. Whatever is computed again is no prefill: after a
+    /// preemption, and in every further pass over a canvas.
+    pub(crate) fn positions(&self, plan: &StepPlan) -> Option<Positions> {
+        Some(Positions {
+            ticket: self.ticket?,
+            start: plan.start,
+            len: plan.tokens.len(),
+            prefill: plan.end().min(self.prompt_len()).saturating_sub(plan.start.max(self.num_read)),
+            sees_all: matches!(plan.visibility, Visibility::Through(_)),
+        })
     }
 
     pub(crate) fn strategy(&self) -> &'static str {
@@ -297,6 +321,7 @@ impl Sequence {
         prompt_scores: Vec<TokenScore>,
         scores: Vec<TokenScore>,
     ) -> Result<Applied, Ending> {
+        self.num_read = self.num_read.max(plan.end().min(self.prompt_len()));
         let num_scored = scores.len();
         let records = prompt_scores.into_iter();
         self.prompt_records.extend(records.map(|score| TokenRecord {
@@ -449,7 +474,7 @@ impl Sequence {
                 prompt_tokens: self.prompt_len(),
                 completion_tokens: self.num_committed(),
                 stats: self.stats,
-                ticket: None,
+                ticket: self.ticket,
             }),
             Ending::Failed(error) => Event::Failed(error),
             Ending::Cancelled => return stats,

@@ -1,9 +1,11 @@
 //! Models, a hand-cranked engine and fake sensors for tests.
 
+mod energy;
 mod powercap;
 
 use std::{sync::Arc, thread, time::Duration};
 
+pub use energy::{HandSampler, ManualClock, ScriptedMeter, metered, metered_by_hand, system_clock};
 use models::{
     Backbone, BackboneSpec, ForwardBatch, KvCache, Logits, ModelError, TokenId,
     loader::LoadSummary,
@@ -20,9 +22,10 @@ use tokio::sync::mpsc;
 use crate::{
     Engine, EngineError, EngineSettings, EventStream, Request,
     decode::Decoder,
+    energy::EnergyMonitor,
     event::Event,
     sequence::{EventSender, Job},
-    worker::{Command, Worker},
+    worker::{Command, DecoderFactory, Worker},
 };
 
 /// Number of tokens of [`byte_tokenizer`]: one a byte, then `<|end|>`, then fillers.
@@ -153,7 +156,12 @@ impl Transcript {
 impl Harness {
     /// An engine with the decoders that requests ask for.
     pub fn new(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        let (worker, threads) = crate::engine::by_hand(model, &settings, None)?;
+        Self::metered(model, settings, &EnergyMonitor::off())
+    }
+
+    /// The same with a monitor that says what each request costs.
+    pub fn metered(model: LoadedModel, settings: EngineSettings, energy: &EnergyMonitor) -> Result<Self, EngineError> {
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, energy)?;
         Ok(Self { worker, threads })
     }
 
@@ -163,8 +171,8 @@ impl Harness {
         settings: EngineSettings,
         make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let (worker, threads) =
-            crate::engine::by_hand(model, &settings, Some(Box::new(move |request| Ok(make(request)))))?;
+        let make: DecoderFactory = Box::new(move |request| Ok(make(request)));
+        let (worker, threads) = crate::engine::by_hand(model, &settings, Some(make), &EnergyMonitor::off())?;
         Ok(Self { worker, threads })
     }
 
@@ -221,7 +229,7 @@ pub fn start_with_decoder(
     settings: EngineSettings,
     make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
 ) -> Result<Engine, EngineError> {
-    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))))
+    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))), &EnergyMonitor::off())
 }
 
 /// Reads a stream to its end.

@@ -1,15 +1,38 @@
 //! What requests cost in joules: sensors are read by one thread, and the energy of every interval is divided between the
 //! requests whose passes ran in it. Sums are exact: measured = requests + idle + load + warmup + other, in microjoules.
+//! `engine/specs/energy.md` has the rules.
 
-#[allow(dead_code, reason = "the sampler will use it")]
+mod apportion;
+mod attribution;
+mod baseline;
+mod clock;
+mod core;
+mod counter;
+mod counts;
+mod evaluations;
+mod expose;
 mod host;
+mod lines;
+mod meter;
 mod monitor;
-#[allow(dead_code, reason = "the sampler will open them")]
+mod power;
+#[cfg_attr(not(test), allow(dead_code, reason = "the clock of traces is for tests"))]
 mod providers;
 mod report;
+mod reports;
+mod requests;
+mod sampler;
 mod settings;
+mod steps;
+mod track;
 mod types;
 
+#[cfg(feature = "testing")]
+pub(crate) use self::{clock::SystemClock, sampler::Sampler};
+pub(crate) use self::{
+    core::{Arithmetic, Positions},
+    meter::EngineMeter,
+};
 pub use monitor::{Activity, EnergyError, EnergyMonitor, Evaluation, EvaluationError, SystemCause};
 pub use report::{Accounts, DomainEnergy, DomainState, ModelEnergy, RequestEnergy, Snapshot, Status, Ticket};
 pub use settings::{Attribution, EnergySettings, Mode};
