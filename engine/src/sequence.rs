@@ -105,6 +105,10 @@ pub(crate) struct Sequence {
     stats: DecodeStats,
     submitted: Instant,
     started: Option<Instant>,
+    /// Under which its energy is known, once it has had a slot.
+    ticket: Option<Ticket>,
+    /// Positions of the prompt before this have been computed, by this or an earlier request.
+    prefilled: usize,
     first_commit: Option<Instant>,
     last_commit: Option<Instant>,
     /// Its account of energy, from when it has a slot.
@@ -150,6 +154,8 @@ impl Sequence {
             budget,
             submitted,
             started: None,
+            ticket: None,
+            prefilled: 0,
             first_commit: None,
             last_commit: None,
             ticket: None,
@@ -162,10 +168,11 @@ impl Sequence {
         self.started.is_some()
     }
 
-    /// Takes its slot for the first time; `ticket` names its account of energy.
+    /// Takes its slot for the first time.
     pub(crate) fn begin(&mut self, ticket: Ticket) {
-        self.ticket = Some(ticket);
         let now = Instant::now();
+        self.ticket = Some(ticket);
+        self.prefilled = self.stats.cached_tokens;
         self.stats.queue = now - self.submitted;
         self.started = Some(now);
     }
@@ -174,16 +181,10 @@ impl Sequence {
         self.ticket
     }
 
-    /// What the pass of `plan` computes, for the account of energy. Whatever is computed again is no prefill: after a
-    /// preemption, and in every further pass over a canvas.
-    pub(crate) fn positions(&self, plan: &StepPlan) -> Option<Positions> {
-        Some(Positions {
-            ticket: self.ticket?,
-            start: plan.start,
-            len: plan.tokens.len(),
-            prefill: plan.end().min(self.prompt_len()).saturating_sub(plan.start.max(self.num_read)),
-            sees_all: matches!(plan.visibility, Visibility::Through(_)),
-        })
+    /// What `plan` computes, for the meter.
+    pub(crate) fn positions(&self, plan: &StepPlan, sees_all: bool) -> Option<Positions> {
+        let read = plan.end().min(self.prompt_len()).saturating_sub(plan.start.max(self.prefilled));
+        Some(Positions { ticket: self.ticket?, start: plan.start, len: plan.tokens.len(), prefill: read, sees_all })
     }
 
     pub(crate) fn strategy(&self) -> &'static str {
@@ -323,6 +324,7 @@ impl Sequence {
     ) -> Result<Applied, Ending> {
         self.num_read = self.num_read.max(plan.end().min(self.prompt_len()));
         let num_scored = scores.len();
+        self.prefilled = self.prefilled.max(plan.end().min(self.prompt_len()));
         let records = prompt_scores.into_iter();
         self.prompt_records.extend(records.map(|score| TokenRecord {
             id: score.token,

@@ -156,12 +156,7 @@ impl Transcript {
 impl Harness {
     /// An engine with the decoders that requests ask for.
     pub fn new(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        Self::metered(model, settings, &EnergyMonitor::off())
-    }
-
-    /// The same with a monitor that says what each request costs.
-    pub fn metered(model: LoadedModel, settings: EngineSettings, energy: &EnergyMonitor) -> Result<Self, EngineError> {
-        let (worker, threads) = crate::engine::by_hand(model, &settings, None, energy)?;
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, &EnergyMonitor::off())?;
         Ok(Self { worker, threads })
     }
 
@@ -171,8 +166,18 @@ impl Harness {
         settings: EngineSettings,
         make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let make: DecoderFactory = Box::new(move |request| Ok(make(request)));
-        let (worker, threads) = crate::engine::by_hand(model, &settings, Some(make), &EnergyMonitor::off())?;
+        let (worker, threads) = crate::engine::by_hand(
+            model,
+            &settings,
+            Some(Box::new(move |request| Ok(make(request)))),
+            &EnergyMonitor::off(),
+        )?;
+        Ok(Self { worker, threads })
+    }
+
+    /// An engine whose passes `energy` meters.
+    pub fn metered(model: LoadedModel, settings: EngineSettings, energy: &EnergyMonitor) -> Result<Self, EngineError> {
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, energy)?;
         Ok(Self { worker, threads })
     }
 

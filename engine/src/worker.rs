@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     cost::{CostTable, PassCost},
     decode::{Decoder, StepPlan},
-    energy::EngineMeter,
+    energy::{EngineMeter, Running},
     engine::Occupancy,
     error::{RequestError, SubmitError},
     event::Event,
@@ -238,39 +238,34 @@ impl Worker {
             self.running[turn.index].last_pass = self.num_passes;
         }
         let mut endings: Vec<(usize, Ending)> = Vec::new();
-        if let Err((turns, error)) = self.attempt(turns, &mut endings) {
-            if let [turn] = &turns[..] {
-                endings.push((turn.index, Ending::Failed(error)));
-            } else {
+        let mut running = self.announce(&turns);
+        match self.forward(&turns) {
+            Ok(logits) => self.judge(turns, &logits, &mut endings),
+            Err(error) if turns.len() == 1 => endings.push((turns[0].index, Ending::Failed(error))),
+            Err(_) => {
                 for turn in turns {
-                    let index = turn.index;
-                    if let Err((_, error)) = self.attempt(vec![turn], &mut endings) {
-                        endings.push((index, Ending::Failed(error)));
+                    let alone = vec![turn];
+                    // The one before has ended; its successor must not begin before that.
+                    drop(running.take());
+                    running = self.announce(&alone);
+                    match self.forward(&alone) {
+                        Ok(logits) => self.judge(alone, &logits, &mut endings),
+                        Err(error) => endings.push((alone[0].index, Ending::Failed(error))),
                     }
                 }
             }
         }
+        drop(running);
         endings.sort_by_key(|&(index, _)| std::cmp::Reverse(index));
         for (index, ending) in endings {
             self.end(index, ending);
         }
     }
 
-    /// One metered pass; the turns come back if it fails.
-    fn attempt(
-        &mut self,
-        turns: Vec<Turn>,
-        endings: &mut Vec<(usize, Ending)>,
-    ) -> Result<(), (Vec<Turn>, RequestError)> {
-        // Until the rows are judged: that waits for the device.
-        let _running = self.meter.begin(turns.iter().filter_map(|turn| self.running[turn.index].positions(&turn.plan)));
-        match self.forward(&turns) {
-            Ok(logits) => {
-                self.judge(turns, &logits, endings);
-                Ok(())
-            }
-            Err(error) => Err((turns, error)),
-        }
+    /// Tells the meter what a pass computes; the pass lasts until what is returned is dropped.
+    fn announce(&self, turns: &[Turn]) -> Option<Running> {
+        let sees_all = self.backbone.spec().attention == models::AttentionKind::Full;
+        self.meter.begin(turns.iter().filter_map(|turn| self.running[turn.index].positions(&turn.plan, sees_all)))
     }
 
     fn forward(&mut self, turns: &[Turn]) -> Result<Logits, RequestError> {

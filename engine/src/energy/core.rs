@@ -8,13 +8,12 @@ use super::{
     baseline::QUIET,
     counts::Counts,
     evaluations::Evaluations,
-    monitor::SystemCause,
     report::Ticket,
     requests::Requests,
     settings::{Attribution, EnergySettings},
     steps::{Account, Phase, Share, StepLog},
     track::{Outcome, Track},
-    types::{Basis, Missing, Nanos, Rail, Raw, Unavailable},
+    types::{Basis, Missing, Nanos, Raw, Unavailable},
 };
 
 /// How long readings stay frequent after the last step.
@@ -109,7 +108,10 @@ impl Core {
 
     /// Time between two readings of a track now.
     pub(crate) fn period(&self, track: usize, now: Nanos) -> Duration {
-        if self.is_busy(now) { self.tracks[track].domain.busy_period.max(self.interval) } else { IDLE_PERIOD }
+        if !self.is_busy(now) {
+            return IDLE_PERIOD;
+        }
+        self.tracks[track].busy_period(self.interval)
     }
 
     /// Whether the sampler has been silent for too long.
@@ -206,14 +208,12 @@ impl Core {
         for part in &division.parts {
             match part.account {
                 Account::System(cause) => track.system.charge(cause, part.energy_uj),
-                Account::Request(ticket, phase) => match self.requests.get(ticket) {
-                    Some(account) => {
+                Account::Request(ticket, phase) => {
+                    if let Some(account) = self.requests.get(ticket) {
                         self.models[account.model].used_uj[index][phase as usize] += part.energy_uj;
-                        self.requests.charge(ticket, index, phase, part.energy_uj, part.seconds);
                     }
-                    // A slow domain outside the basis may be read after the request is forgotten.
-                    None => track.system.charge(SystemCause::Other, part.energy_uj),
-                },
+                    self.requests.charge(ticket, index, phase, part.energy_uj, part.seconds);
+                }
             }
         }
     }
@@ -241,14 +241,6 @@ impl Core {
     /// The tracks of the basis.
     pub(crate) fn in_basis(&self) -> impl Iterator<Item = &Track> {
         self.tracks.iter().filter(|track| track.domain.bases.contains(&self.basis))
-    }
-
-    /// Processes of others on the accelerators that are read; `None` if one cannot tell, or if there are none.
-    pub(crate) fn foreign_processes(&self) -> Option<usize> {
-        let on = self.tracks.iter().filter(|track| matches!(track.domain.rail, Rail::Accelerator(_)));
-        let mut counts = on.map(|track| track.foreign_processes).peekable();
-        counts.peek()?;
-        counts.sum()
     }
 
     /// Whether all rails of the basis can be read, or why not.
@@ -344,3 +336,6 @@ impl Positions {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ pub(crate) fn lines(core: &Core, settings: &EnergySettings) -> Vec<String> {
     let interval = settings.interval.as_millis();
     for track in &core.tracks {
         let domain = &track.domain;
-        let period = domain.busy_period.max(settings.interval).as_millis();
+        let period = track.busy_period(settings.interval).as_millis();
         let role = match (domain.bases.contains(&core.basis), domain.exclusive) {
             (true, _) => format!("part of the basis `{}`", core.basis),
             (false, true) => "beside the basis".into(),

@@ -16,7 +16,6 @@ mod lines;
 mod meter;
 mod monitor;
 mod power;
-#[cfg_attr(not(test), allow(dead_code, reason = "the clock of traces is for tests"))]
 mod providers;
 mod report;
 mod reports;
@@ -27,11 +26,9 @@ mod steps;
 mod track;
 mod types;
 
-#[cfg(feature = "testing")]
-pub(crate) use self::{clock::SystemClock, sampler::Sampler};
 pub(crate) use self::{
     core::{Arithmetic, Positions},
-    meter::EngineMeter,
+    meter::{EngineMeter, Running},
 };
 pub use monitor::{Activity, EnergyError, EnergyMonitor, Evaluation, EvaluationError, SystemCause};
 pub use report::{Accounts, DomainEnergy, DomainState, ModelEnergy, RequestEnergy, Snapshot, Status, Ticket};

@@ -17,7 +17,7 @@ use super::{
     host::HostProbe,
     lines::lines,
     meter::Running,
-    providers::{self, default_basis},
+    providers::default_basis,
     report::{RequestEnergy, Snapshot, Ticket},
     sampler::{Sampler, Waker},
     settings::{EnergySettings, Mode},
@@ -162,16 +162,8 @@ impl EnergyMonitor {
             return Ok(Self::off());
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        Self::start_with(settings, providers::open(settings, &clock)?, clock)
-    }
-
-    /// The same with sensors and time of the caller's.
-    pub(crate) fn start_with(
-        settings: &EnergySettings,
-        providers: Vec<Box<dyn EnergyProvider>>,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Self, EnergyError> {
-        let (monitor, mut sampler) = Self::by_hand(settings, providers, clock);
+        let providers = super::providers::open(settings, &clock)?;
+        let (monitor, mut sampler) = Self::new(settings, providers, clock);
         if monitor.0.core().tracks.is_empty() {
             monitor.check(settings)?;
             return Ok(monitor);
@@ -184,7 +176,7 @@ impl EnergyMonitor {
     }
 
     /// A monitor whose sampler the caller drives.
-    pub(crate) fn by_hand(
+    pub(crate) fn new(
         settings: &EnergySettings,
         mut providers: Vec<Box<dyn EnergyProvider>>,
         clock: Arc<dyn Clock>,

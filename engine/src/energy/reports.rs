@@ -22,8 +22,7 @@ impl Core {
         let accounts: Vec<&Account> = tickets.iter().filter_map(|ticket| self.requests.get(*ticket)).collect();
         let first = accounts.first()?;
         let scheduled = accounts.iter().filter_map(|account| account.scheduled).min();
-        let finished: Option<Vec<Nanos>> = accounts.iter().map(|account| account.finished()).collect();
-        let finished = finished.and_then(|all| all.into_iter().max());
+        let finished = accounts.iter().map(|account| account.finished()).max().flatten();
         let is_final = accounts.iter().all(|account| account.is_final);
         let asked = Asked { core: self, accounts: &accounts, now, is_final };
         let basis: Vec<usize> =
@@ -122,6 +121,11 @@ impl Core {
             },
             Basis::Soc | Basis::Cpu | Basis::Platform | Basis::Battery => alone,
         }
+    }
+
+    /// Processes of others on the devices that are read, if any of them tells.
+    fn foreign_processes(&self) -> Option<usize> {
+        self.tracks.iter().filter_map(|track| track.foreign_processes).reduce(|sum, number| sum + number)
     }
 
     /// Everything.

@@ -1,8 +1,6 @@
 //! The thread that reads the sensors.
 
 use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
@@ -12,7 +10,6 @@ use super::{
     clock::thread_time,
     host::HostProbe,
     monitor::Shared,
-    track::Track,
     types::{EnergyProvider, Nanos},
 };
 
@@ -22,8 +19,8 @@ const SPACING: Duration = Duration::from_millis(2);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Difference of the clocks from which the machine counts as having slept.
 const SLEPT: Duration = Duration::from_millis(100);
-/// Time between two looks at what else happens on the machine.
-const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// Time between two looks at what else the machine does.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How the sampler is woken.
 #[derive(Debug, Default)]
@@ -71,13 +68,7 @@ pub(crate) struct Sampler {
     last_read: Vec<Option<Nanos>>,
     suspended: Duration,
     host: HostProbe,
-    looked_around: Option<Nanos>,
-}
-
-impl fmt::Debug for Sampler {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Sampler").field("sources", &self.sources).finish_non_exhaustive()
-    }
+    last_look: Option<Nanos>,
 }
 
 impl Sampler {
@@ -88,15 +79,9 @@ impl Sampler {
         sources: Vec<(usize, String)>,
         host: HostProbe,
     ) -> Self {
-        Self {
-            shared: Arc::downgrade(shared),
-            providers,
-            last_read: vec![None; sources.len()],
-            sources,
-            suspended: shared.clock.suspended(),
-            host,
-            looked_around: None,
-        }
+        let last_read = vec![None; sources.len()];
+        let suspended = shared.clock.suspended();
+        Self { shared: Arc::downgrade(shared), providers, sources, last_read, suspended, host, last_look: None }
     }
 
     /// Reads all that is due, or everything if `hurry`. How long nothing more will be; `None` if nobody listens any more.
@@ -104,7 +89,7 @@ impl Sampler {
         let shared = self.shared.upgrade()?;
         let suspended = shared.clock.suspended();
         if suspended.saturating_sub(self.suspended) > SLEPT {
-            shared.core().tracks.iter_mut().for_each(Track::forget);
+            shared.core().tracks.iter_mut().for_each(super::track::Track::forget);
         }
         self.suspended = suspended;
         for (index, (provider, id)) in self.sources.iter().enumerate() {
@@ -119,8 +104,8 @@ impl Sampler {
             self.last_read[index] = Some(at);
             shared.core().read(index, at, reading);
         }
-        self.look_around(&shared);
         let now = shared.clock.now();
+        self.look(&shared, now);
         let wait = {
             let mut core = shared.core();
             core.last_tick = now;
@@ -136,28 +121,27 @@ impl Sampler {
         Some(wait.min(HEARTBEAT))
     }
 
-    /// Looks now and then at who else uses the machine.
-    fn look_around(&mut self, shared: &Shared) {
-        let now = shared.clock.now();
-        if self.looked_around.is_some_and(|last| now.since(last) < LOOK_AROUND) {
+    /// Sees what else happens on the machine.
+    fn look(&mut self, shared: &Shared, now: Nanos) {
+        if self.last_look.is_some_and(|last| now.since(last) < LOOK) {
             return;
         }
-        self.looked_around = Some(now);
-        let foreign: Vec<Option<usize>> =
-            self.sources.iter().map(|(provider, id)| self.providers[*provider].foreign_processes(id)).collect();
+        self.last_look = Some(now);
+        let foreign = self.sources.iter().map(|(provider, id)| self.providers[*provider].foreign_processes(id));
+        let foreign: Vec<Option<usize>> = foreign.collect();
         let (cpu_share, power_supply) = (self.host.cpu_share(), self.host.power_supply());
         let mut core = shared.core();
         for (track, foreign) in core.tracks.iter_mut().zip(foreign) {
             track.foreign_processes = foreign;
         }
-        // Too little work for a share is no news.
+        // While little runs there is no share; the last one still tells who else was there.
         core.cpu_share = cpu_share.or(core.cpu_share);
         core.power_supply = power_supply;
     }
 
     /// Starts the thread.
     pub(crate) fn spawn(mut self, waker: Arc<Waker>) -> std::io::Result<()> {
-        let run = move || {
+        thread::Builder::new().name("leapfrog-energy".into()).spawn(move || {
             let mut hurry = false;
             while let Some(longest) = self.tick(hurry) {
                 let call = waker.wait(longest);
@@ -165,12 +149,6 @@ impl Sampler {
                     return;
                 }
                 hurry = call.hurry;
-            }
-        };
-        thread::Builder::new().name("leapfrog-energy".into()).spawn(move || {
-            // A sensor's library may fail in any way; the server goes on, and what is known of energy grows stale.
-            if catch_unwind(AssertUnwindSafe(run)).is_err() {
-                tracing::error!("the thread that reads the energy sensors ended in a bug: energy is unavailable");
             }
         })?;
         Ok(())

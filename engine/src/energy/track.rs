@@ -37,7 +37,6 @@ impl SystemAccounts {
         } += energy_uj;
     }
 
-    #[cfg(test)]
     pub(crate) fn sum(&self) -> u64 {
         self.idle + self.load + self.warmup + self.other
     }
@@ -48,8 +47,6 @@ impl SystemAccounts {
 pub(crate) struct Track {
     pub(crate) domain: Domain,
     meter: Meter,
-    /// Wraps and resets of the counter that was found wrong.
-    retired: (u64, u64),
     /// Whether it can be read; before the first reading nothing is known against it.
     pub(crate) state: Result<(), Unavailable>,
     /// Everything up to here is either measured or a gap.
@@ -66,7 +63,7 @@ pub(crate) struct Track {
     pub(crate) errors: BTreeMap<Unavailable, u64>,
     /// The last reason why it could not be read.
     pub(crate) last_failure: Option<Unavailable>,
-    /// Processes of others on its device, where that can be told.
+    /// Processes of others on the device, if that is known.
     pub(crate) foreign_processes: Option<usize>,
 }
 
@@ -90,7 +87,6 @@ impl Track {
         Self {
             domain,
             meter,
-            retired: (0, 0),
             state: Ok(()),
             resolved: start,
             measured_uj: 0,
@@ -110,19 +106,26 @@ impl Track {
         self.domain.update_period.unwrap_or(self.domain.busy_period)
     }
 
+    /// Time between two readings while steps run, if `interval` is asked for.
+    pub(crate) fn busy_period(&self, interval: Duration) -> Duration {
+        match self.domain.update_period {
+            // It changes faster than anybody reads.
+            Some(update_period) if update_period <= interval => interval,
+            _ => self.domain.busy_period.max(interval),
+        }
+    }
+
     pub(crate) fn wraps(&self) -> u64 {
-        self.counted().0
+        match &self.meter {
+            Meter::Counter(counter) => counter.wraps,
+            Meter::Power(_) => 0,
+        }
     }
 
     pub(crate) fn resets(&self) -> u64 {
-        self.counted().1
-    }
-
-    /// Wraps and resets, those of a counter that is not read any more included.
-    fn counted(&self) -> (u64, u64) {
         match &self.meter {
-            Meter::Counter(counter) => (counter.wraps, counter.resets),
-            Meter::Power(_) => self.retired,
+            Meter::Counter(counter) => counter.resets,
+            Meter::Power(_) => 0,
         }
     }
 
@@ -136,9 +139,8 @@ impl Track {
 
     /// Takes a reading of `at`; `period` is the time between readings now.
     pub(crate) fn read(&mut self, at: Nanos, reading: Result<Raw, Unavailable>, period: Duration) -> Outcome {
-        if let (Ok(Raw::Watts(_)), Meter::Counter(_)) = (reading, &self.meter) {
-            // The provider found the counter wrong and reads the power from now on.
-            self.retired = self.counted();
+        if let (Ok(Raw::Watts(_)), Meter::Counter(_)) = (&reading, &self.meter) {
+            tracing::warn!(domain = self.domain.id, "the energy counter is wrong; power is read instead");
             self.domain.class = SourceClass::InstantPower { averaging: None };
             self.meter = Meter::Power(Power::new(false, self.domain.max_watts));
         }
@@ -225,20 +227,11 @@ mod tests {
         assert_eq!(read(100, Err(Unavailable::PermissionDenied)), Outcome::Closed(None));
         assert_eq!(read(150, Ok(Raw::Counter(1000))), Outcome::Closed(None));
         assert_eq!(read(200, Ok(Raw::Counter(1001))), Outcome::Closed(Some(1)));
-        assert_eq!((track.state, track.errors[&Unavailable::PermissionDenied]), (Ok(()), 1));
-    }
-
-    #[test]
-    fn a_counter_that_was_found_wrong_is_read_as_power() {
-        let mut track = track(SourceClass::Counter { modulus_uj: Some(1_000_000_000) });
-        let mut read = |millis: u64, reading| track.read(Nanos(millis * MS), reading, PERIOD);
-        assert_eq!(read(0, Ok(Raw::Counter(999_999_000))), Outcome::Closed(None));
-        assert_eq!(read(50, Ok(Raw::Counter(0))), Outcome::Closed(Some(1000)));
-        assert_eq!(read(100, Ok(Raw::Watts(10.0))), Outcome::Closed(None));
-        assert_eq!(read(150, Ok(Raw::Watts(10.0))), Outcome::Closed(Some(500_000)));
-        assert_eq!(read(200, Ok(Raw::Counter(7))), Outcome::Closed(None), "there is no way back");
-        assert_eq!((track.wraps(), track.domain.class.name()), (1, "power"));
+        assert_eq!(read(250, Ok(Raw::Watts(1.0))), Outcome::Closed(None), "the counter was found wrong");
+        assert_eq!(read(350, Ok(Raw::Watts(3.0))), Outcome::Closed(Some(200_000)));
+        assert_eq!(read(400, Ok(Raw::Counter(7))), Outcome::Closed(None), "not what it is");
         assert_eq!(track.state, Err(Unavailable::ReadFailed));
+        assert_eq!(track.errors[&Unavailable::PermissionDenied], 1);
     }
 
     #[test]
