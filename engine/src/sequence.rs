@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use models::{TokenId, Visibility, text::Tokenizer};
+use models::{TokenId, text::Tokenizer};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -111,10 +111,6 @@ pub(crate) struct Sequence {
     prefilled: usize,
     first_commit: Option<Instant>,
     last_commit: Option<Instant>,
-    /// Its account of energy, from when it has a slot.
-    ticket: Option<Ticket>,
-    /// Positions of the prompt that have been computed once.
-    num_read: usize,
 }
 
 impl Sequence {
@@ -158,8 +154,6 @@ impl Sequence {
             prefilled: 0,
             first_commit: None,
             last_commit: None,
-            ticket: None,
-            num_read: 0,
         }
     }
 
@@ -322,7 +316,6 @@ impl Sequence {
         prompt_scores: Vec<TokenScore>,
         scores: Vec<TokenScore>,
     ) -> Result<Applied, Ending> {
-        self.num_read = self.num_read.max(plan.end().min(self.prompt_len()));
         let num_scored = scores.len();
         self.prefilled = self.prefilled.max(plan.end().min(self.prompt_len()));
         let records = prompt_scores.into_iter();
