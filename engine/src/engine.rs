@@ -303,7 +303,6 @@ fn prepare(
         .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
     let warmup = energy.begin(SystemCause::Warmup);
     let (kv, cost) = threads.install(|| -> Result<_, EngineError> {
-        let _warmup = energy.begin(SystemCause::Warmup);
         let mut kv = KvCache::new(spec.kv, num_pages, PAGE_LEN)?;
         let cost = calibrate(backbone.as_mut(), &mut kv)?;
         Ok((kv, cost))
@@ -314,7 +313,11 @@ fn prepare(
         attention: (spec.kv.num_layers * spec.attention_dim) as u64,
     };
     let meter = EngineMeter::new(energy, &id, arithmetic);
-    let metrics = Metrics { solver: spec.has_solver.then(SolverMetrics::new), ..Metrics::new() };
+    let metrics = Metrics {
+        solver: spec.has_solver.then(SolverMetrics::new),
+        canvas: spec.mask_id.map(|_| CanvasMetrics::default()),
+        ..Metrics::new()
+    };
     metrics.pages_total.set(num_pages as i64);
     let occupancy = Arc::new(Occupancy::default());
     let (commands, receiver) = mpsc::unbounded_channel();

@@ -25,7 +25,7 @@ use crate::{
     energy::EnergyMonitor,
     event::Event,
     sequence::{EventSender, Job},
-    worker::{Command, DecoderFactory, Worker},
+    worker::{Command, Worker},
 };
 
 /// Number of tokens of [`byte_tokenizer`]: one a byte, then `<|end|>`, then fillers.

@@ -16,6 +16,7 @@ mod lines;
 mod meter;
 mod monitor;
 mod power;
+#[cfg_attr(not(test), allow(dead_code, reason = "the clock of traces is for tests"))]
 mod providers;
 mod report;
 mod reports;
@@ -26,6 +27,8 @@ mod steps;
 mod track;
 mod types;
 
+#[cfg(feature = "testing")]
+pub(crate) use self::{clock::SystemClock, sampler::Sampler};
 pub(crate) use self::{
     core::{Arithmetic, Positions},
     meter::{EngineMeter, Running},

@@ -162,7 +162,15 @@ impl EnergyMonitor {
             return Ok(Self::off());
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let providers = super::providers::open(settings, &clock)?;
+        Self::start_with(settings, super::providers::open(settings, &clock)?, clock)
+    }
+
+    /// The same with sensors and time of the caller's.
+    pub(crate) fn start_with(
+        settings: &EnergySettings,
+        providers: Vec<Box<dyn EnergyProvider>>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, EnergyError> {
         let (monitor, mut sampler) = Self::new(settings, providers, clock);
         if monitor.0.core().tracks.is_empty() {
             monitor.check(settings)?;

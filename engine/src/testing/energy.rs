@@ -281,6 +281,6 @@ impl HandSampler {
 
 /// A monitor of `meter` whose sampler the test drives.
 pub fn metered_by_hand(settings: &EnergySettings, meter: &ScriptedMeter) -> (EnergyMonitor, HandSampler) {
-    let (monitor, sampler) = EnergyMonitor::by_hand(settings, vec![meter.provider()], meter.clock.clone());
+    let (monitor, sampler) = EnergyMonitor::new(settings, vec![meter.provider()], meter.clock.clone());
     (monitor, HandSampler(sampler))
 }
