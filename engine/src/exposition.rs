@@ -10,11 +10,14 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
-    metrics::TypedMetric,
+    metrics::{MetricType, TypedMetric, counter::Counter},
     registry::Unit,
 };
 
-use crate::{metrics::Metrics, solver::SolverMetrics};
+use crate::{
+    metrics::{CanvasMetrics, Metrics},
+    solver::SolverMetrics,
+};
 
 /// Instruments of one kind, told apart by labels. A `Family` of the client library could not be written under the label
 /// of its engine. Clones share the instruments.
@@ -51,6 +54,38 @@ pub(crate) struct Exposition(pub(crate) Vec<(String, Metrics)>);
 impl Collector for Exposition {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         Metrics::write(&mut Page { encoder, engines: &self.0 })
+    }
+}
+
+/// The canvases of those engines that fill some, under the names that other servers have for them.
+#[derive(Debug)]
+pub(crate) struct CanvasExposition(Vec<(String, CanvasMetrics)>);
+
+impl Exposition {
+    pub(crate) fn canvases(&self) -> CanvasExposition {
+        CanvasExposition(self.0.iter().filter_map(|(model, m)| Some((model.clone(), m.canvas.clone()?))).collect())
+    }
+}
+
+impl Collector for CanvasExposition {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        type Of = fn(&CanvasMetrics) -> &Counter;
+        let names: [(&str, &str, Of); 3] = [
+            ("vllm:diffusion_num_denoising_steps", "Denoising steps.", |m| &m.steps),
+            ("vllm:diffusion_num_canvas_positions", "Positions of canvases that were evaluated.", |m| &m.positions),
+            ("vllm:diffusion_num_committed_tokens", "Tokens that became final.", |m| &m.committed),
+        ];
+        for (name, help, of) in names {
+            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (model, metrics) in &self.0 {
+                let labels = [("model_name", model.as_str()), ("engine", "0")];
+                of(metrics).encode(encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

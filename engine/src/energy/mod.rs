@@ -1,5 +1,6 @@
 //! What requests cost in joules: sensors are read by one thread, and the energy of every interval is divided between the
 //! requests whose passes ran in it. Sums are exact: measured = requests + idle + load + warmup + other, in microjoules.
+//! `engine/specs/energy.md` has the rules.
 
 mod apportion;
 mod attribution;
@@ -15,6 +16,7 @@ mod lines;
 mod meter;
 mod monitor;
 mod power;
+#[cfg_attr(not(test), allow(dead_code, reason = "the clock of traces is for tests"))]
 mod providers;
 mod report;
 mod reports;
@@ -25,6 +27,8 @@ mod steps;
 mod track;
 mod types;
 
+#[cfg(feature = "testing")]
+pub(crate) use self::{clock::SystemClock, sampler::Sampler};
 pub(crate) use self::{
     core::{Arithmetic, Positions},
     meter::{EngineMeter, Running},

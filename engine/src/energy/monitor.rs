@@ -162,17 +162,17 @@ impl EnergyMonitor {
             return Ok(Self::off());
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let providers = super::providers::open(settings, &clock)?;
-        Self::run(settings, providers, clock)
+        Self::start_with(settings, super::providers::open(settings, &clock)?, clock)
     }
 
     /// A monitor that reads `provider` instead of the sensors of this machine.
     #[cfg(feature = "testing")]
     pub(crate) fn of(settings: &EnergySettings, provider: Box<dyn EnergyProvider>) -> Result<Self, EnergyError> {
-        Self::run(settings, vec![provider], Arc::new(SystemClock::new()))
+        Self::start_with(settings, vec![provider], Arc::new(SystemClock::new()))
     }
 
-    fn run(
+    /// The same with sensors and time of the caller's.
+    pub(crate) fn start_with(
         settings: &EnergySettings,
         providers: Vec<Box<dyn EnergyProvider>>,
         clock: Arc<dyn Clock>,

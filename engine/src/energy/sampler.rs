@@ -1,6 +1,8 @@
 //! The thread that reads the sensors.
 
 use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
@@ -69,6 +71,12 @@ pub(crate) struct Sampler {
     suspended: Duration,
     host: HostProbe,
     last_look: Option<Nanos>,
+}
+
+impl fmt::Debug for Sampler {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sampler").field("sources", &self.sources).finish_non_exhaustive()
+    }
 }
 
 impl Sampler {
@@ -141,7 +149,7 @@ impl Sampler {
 
     /// Starts the thread.
     pub(crate) fn spawn(mut self, waker: Arc<Waker>) -> std::io::Result<()> {
-        thread::Builder::new().name("leapfrog-energy".into()).spawn(move || {
+        let run = move || {
             let mut hurry = false;
             while let Some(longest) = self.tick(hurry) {
                 let call = waker.wait(longest);
@@ -149,6 +157,12 @@ impl Sampler {
                     return;
                 }
                 hurry = call.hurry;
+            }
+        };
+        thread::Builder::new().name("leapfrog-energy".into()).spawn(move || {
+            // A sensor's library may fail in any way: the server goes on, and what is known of energy grows stale.
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                tracing::error!("the thread that reads the energy sensors ended in a bug; energy is unavailable");
             }
         })?;
         Ok(())
