@@ -94,7 +94,8 @@ pub struct LlaOutput {
 pub struct ParallaxOutput {
     /// `[rows, heads * value_dim]`
     pub output: Tensor,
-    /// Queries (heads of rows) that returned softmax attention because their probe, or its output, was not finite.
+    /// Queries (heads of rows) that returned softmax attention because their probe, or its output, was not finite. Scores
+    /// beyond f32 make that one not finite either.
     pub num_fallbacks: usize,
 }
 
