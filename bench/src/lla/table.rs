@@ -372,7 +372,7 @@ fn notes(facts: &Facts<'_>) -> String {
          written once. Limit: {:.0} GFLOP/s on the clock and {:.0} of processor time in products of matrices by candle, \
          {:.1} GB/s and {:.1} in copies of 64 MiB a thread, each the best of many, before the first cell: what this machine reached then, not what \
          its data sheet says.\n\
-         - No GPU was measured.\n",
+         - {}\n",
         args.seed,
         super::inputs::PAGE_LEN,
         args.rounds,
@@ -382,6 +382,10 @@ fn notes(facts: &Facts<'_>) -> String {
         limits.flops_per_processor / 1e9,
         limits.bytes / 1e9,
         limits.bytes_per_processor / 1e9,
+        match args.torch.is_some() && args.torch_device == "cuda" {
+            true => "PyTorch ran on a GPU, everything else on the CPU.",
+            false => "No GPU was measured.",
+        },
     )
 }
 
