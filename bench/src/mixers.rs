@@ -416,7 +416,8 @@ mod tests {
 
     #[test]
     fn streams_that_do_not_cover_their_segments_are_refused() {
-        let streams = |edit: fn(&mut Streams)| {
+        type Edit = fn(&mut Streams);
+        let streams = |edit: Edit| {
             let tuned = |estimator| Tuned { estimator, scale: 1.0, ridge: 1.0, errors: vec![vec![0.5, 0.25]; 3] };
             let settings = StreamSettings { segments: 2, segment_len: SPAN, test: 3, ..StreamSettings::default() };
             let mut streams = Streams { settings, estimators: Estimator::ALL.map(tuned).into() };
@@ -428,7 +429,7 @@ mod tests {
         let text = streamed(&usual);
         let all = "0.375 (0.375 to 0.375) | 0.500 (0.500 to 0.500) | 0.250 (0.250 to 0.250) |";
         assert_eq!(text.matches(all).count(), Estimator::ALL.len(), "{text}");
-        let edits: [(fn(&mut Streams), &str); 7] = [
+        let edits: [(Edit, &str); 7] = [
             (|streams| streams.settings.segment_len = 8, "a segment of 8 pairs"),
             (|streams| streams.settings.segment_len = 0, "a segment of 0 pairs"),
             (|streams| streams.settings.segments = usize::MAX, "segments of 16 pairs long"),
