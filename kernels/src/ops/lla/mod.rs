@@ -50,7 +50,8 @@ pub enum Ridge<'a> {
 /// When a system counts as solved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LlaSolver {
-    /// Norm of the residual, relative to that of the right side, at which a query is finished. Zero asks for all steps.
+    /// Norm of the residual, relative to that of the right side, at which a query is finished. Zero asks for as
+    /// many steps as rounding allows.
     pub tolerance: f32,
     /// Most steps of a query. With none the result is softmax attention.
     pub max_iterations: usize,
