@@ -187,6 +187,7 @@ fn every_pass_over_a_canvas_is_charged() {
     let bench = Bench::new();
     bench.meter.counter("rapl:package-0", 10.0);
     let (monitor, mut sampler) = bench.start();
+    sampler.hurry();
     let inner = Scripted::diffusion(Rule::Hash { seed: 5 }, BYTE_VOCAB, 512, AttentionKind::Full);
     let mut harness =
         Harness::metered(model(Ticking { inner, clock: bench.clock.clone() }).unwrap(), engine_settings(), &monitor)

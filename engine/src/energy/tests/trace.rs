@@ -65,6 +65,7 @@ fn a_recorded_trace_gives_the_same_accounts() {
     let mut runner = TestRunner::deterministic();
     let mut steps = Steps::new();
     let mut open = None;
+    sampler.tick(true);
     for number in 0..400u64 {
         let (gap, watts) = (1u64..40, 0.0..50.0f64).new_tree(&mut runner).unwrap().current();
         bench.meter.set_watts("b", watts);
@@ -100,5 +101,6 @@ fn a_recorded_trace_gives_the_same_accounts() {
     check_sums(&monitor);
     let domain = &monitor.snapshot().domains[0];
     assert!(domain.wraps > 0 && !domain.gap.is_zero(), "{domain:?}");
-    assert_eq!(accounts(&monitor), first);
+    // Thousands of numbers: nobody wants to read them.
+    assert!(accounts(&monitor) == first, "the accounts differ");
 }
