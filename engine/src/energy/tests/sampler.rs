@@ -263,6 +263,26 @@ fn without_all_rails_of_the_basis_there_is_no_number() {
 }
 
 #[test]
+fn a_reading_that_came_too_soon_is_made_up_for() {
+    let bench = Bench::new();
+    bench.meter.counter("rapl:package-0", 10.0);
+    let (monitor, mut sampler) = bench.start();
+    let engine = engine_of(&monitor);
+    sampler.tick();
+    let ticket = engine.open();
+    let step = engine.begin([positions(ticket, 1, 0)].into_iter());
+    bench.clock.advance(MS);
+    drop(step);
+    engine.close(ticket, 1, 1);
+    let wait = sampler.hurry().unwrap();
+    assert!(wait <= 2 * MS && !monitor.request(&[ticket]).unwrap().is_final, "{wait:?}");
+    bench.clock.advance(wait);
+    sampler.tick();
+    let energy = monitor.request(&[ticket]).unwrap();
+    assert_eq!((energy.energy_uj, energy.is_final, energy.resolution_limited), (Some(10_000), true, true));
+}
+
+#[test]
 fn off_says_nothing_of_joules() {
     let monitor = EnergyMonitor::off();
     let engine = engine_of(&monitor);
@@ -273,6 +293,7 @@ fn off_says_nothing_of_joules() {
     assert_eq!((energy.status, energy.is_final), (Status::Unavailable(Unavailable::Disabled), true));
     let page = page(&monitor);
     assert!(!page.contains("joules"), "{page}");
+    assert_eq!(monitor.lines(), ["energy: off"]);
     assert_eq!(sample(&page, r#"ipw_requests_total{model_name="m",energy_status="unavailable"}"#), Some(1.0));
 }
 
