@@ -197,6 +197,25 @@ mod tests {
     }
 
     #[test]
+    fn canvases_are_counted_under_names_that_others_have() {
+        let canvas = CanvasMetrics::default();
+        canvas.observe(8, 3);
+        canvas.observe(0, 0);
+        canvas.observe(8, 5);
+        let llada = Metrics { canvas: Some(canvas), ..Metrics::new() };
+        let exposition = Exposition(vec![("llada".into(), llada), ("qwen".into(), Metrics::new())]);
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(exposition.canvases()));
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        for (name, value) in [("denoising_steps", 2), ("canvas_positions", 16), ("committed_tokens", 8)] {
+            let line = format!("vllm:diffusion_num_{name}_total{{model_name=\"llada\",engine=\"0\"}} {value}\n");
+            assert!(page.contains(&line), "{line} is not in\n{page}");
+        }
+        assert!(!page.contains("qwen"));
+    }
+
+    #[test]
     fn engines_share_descriptions_and_keep_their_samples_apart() {
         let (one, two) = (Metrics::new(), Metrics::new());
         one.running.set(3);

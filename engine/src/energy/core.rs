@@ -40,7 +40,8 @@ pub(crate) struct Model {
 pub(crate) struct Core {
     pub(crate) basis: Basis,
     pub(crate) policy: Attribution,
-    interval: Duration,
+    /// Time between readings that is asked for.
+    pub(crate) interval: Duration,
     retention: Duration,
     pub(crate) tracks: Vec<Track>,
     pub(crate) missing: Vec<Missing>,

@@ -16,7 +16,6 @@ mod lines;
 mod meter;
 mod monitor;
 mod power;
-#[cfg_attr(not(test), allow(dead_code, reason = "the clock of traces is for tests"))]
 mod providers;
 mod report;
 mod reports;
@@ -24,6 +23,8 @@ mod requests;
 mod sampler;
 mod settings;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod track;
 mod types;
 

@@ -128,7 +128,6 @@ pub(crate) struct Shared {
     /// Told whenever the sampler has been by.
     pub(crate) settled: Notify,
     settle: Option<Duration>,
-    lines: Vec<String>,
 }
 
 impl fmt::Debug for Shared {
@@ -210,14 +209,12 @@ impl EnergyMonitor {
             }
         }
         let core = Core::new(settings, basis, tracks, missing, Unavailable::NoSensor);
-        let lines = lines(&core, settings);
         let shared = Shared {
             core: Mutex::new(core),
             clock,
             waker: Arc::default(),
             settled: Notify::new(),
             settle: settings.settle,
-            lines,
         };
         let monitor = Self(Arc::new(shared));
         let sampler = Sampler::new(&monitor.0, providers, sources, HostProbe::new(settings));
@@ -234,7 +231,6 @@ impl EnergyMonitor {
             waker: Arc::default(),
             settled: Notify::new(),
             settle: None,
-            lines: vec!["energy: off".into()],
         }))
     }
 
@@ -256,7 +252,7 @@ impl EnergyMonitor {
 
     /// What is read, what is not and why, and what to do about it: lines for people.
     pub fn lines(&self) -> Vec<String> {
-        self.0.lines.clone()
+        lines(&self.0.core())
     }
 
     /// Work that belongs to no request begins.

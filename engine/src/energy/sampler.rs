@@ -71,6 +71,8 @@ pub(crate) struct Sampler {
     suspended: Duration,
     host: HostProbe,
     last_look: Option<Nanos>,
+    /// A reading that was asked for came too soon after one and is still to be taken.
+    owed: bool,
 }
 
 impl fmt::Debug for Sampler {
@@ -89,7 +91,16 @@ impl Sampler {
     ) -> Self {
         let last_read = vec![None; sources.len()];
         let suspended = shared.clock.suspended();
-        Self { shared: Arc::downgrade(shared), providers, sources, last_read, suspended, host, last_look: None }
+        Self {
+            shared: Arc::downgrade(shared),
+            providers,
+            sources,
+            last_read,
+            suspended,
+            host,
+            last_look: None,
+            owed: false,
+        }
     }
 
     /// Reads all that is due, or everything if `hurry`. How long nothing more will be; `None` if nobody listens any more.
@@ -100,10 +111,12 @@ impl Sampler {
             shared.core().tracks.iter_mut().for_each(super::track::Track::forget);
         }
         self.suspended = suspended;
+        let hurry = hurry || std::mem::take(&mut self.owed);
         for (index, (provider, id)) in self.sources.iter().enumerate() {
             let now = shared.clock.now();
             let period = if hurry { SPACING } else { shared.core().period(index, now) };
             if self.last_read[index].is_some_and(|last| now.since(last) < period) {
+                self.owed |= hurry;
                 continue;
             }
             let reading = self.providers[*provider].read(id);
@@ -126,7 +139,7 @@ impl Sampler {
             self.last_read.iter().enumerate().map(due).min().unwrap_or(HEARTBEAT)
         };
         shared.settled.notify_waiters();
-        Some(wait.min(HEARTBEAT))
+        Some(wait.min(if self.owed { SPACING } else { HEARTBEAT }))
     }
 
     /// Sees what else happens on the machine.

@@ -81,7 +81,7 @@ struct ScriptedRail {
 
 impl ScriptedRail {
     fn settle(&mut self, now: Nanos) {
-        self.used_uj += self.watts * now.since(self.since).as_secs_f64() * 1e6;
+        self.used_uj += self.watts * now.since(self.since).as_nanos() as f64 / 1e3;
         self.since = now;
     }
 }
