@@ -123,9 +123,9 @@ fn what_fails_is_missing_and_never_zero() {
     assert!(reason(2).contains("500") && reason(2).contains("out of luck"), "{}", reason(2));
     assert_eq!(reason(3), "the reply has no `usage.energy`");
     assert!(reason(4).contains("partial"), "{}", reason(4));
-    for index in 1..5 {
-        assert_eq!(ext(index)["energy_joules"], Value::Null);
-        assert_eq!(metrics(&rows[index])["energy_metrics"]["soc_per_query_joules"], Value::Null);
+    for row in &rows[1..5] {
+        assert_eq!(metrics(row)["ipw_ext"]["energy_joules"], Value::Null);
+        assert_eq!(metrics(row)["energy_metrics"]["soc_per_query_joules"], Value::Null);
     }
     assert_eq!(metrics(&rows[1])["evaluation"]["is_correct"], Value::Null);
     assert_eq!(metrics(&rows[3])["evaluation"]["is_correct"], true);
@@ -172,6 +172,7 @@ fn without_a_meter_it_stops_unless_told() {
     close(&summary["accuracy"]["value"], 1.0);
     assert_eq!(summary["energy"]["status"], "unavailable");
     assert_eq!(summary["energy"]["mean_watts"], Value::Null);
+    assert!(summary["efficiency"]["reason"].as_str().unwrap().contains("no_sensor"), "{summary}");
     let seen = seen.lock().unwrap();
     assert!(seen.posted.is_empty() && seen.asked.iter().all(|body| body.get("energy").is_none()));
 }
@@ -199,7 +200,7 @@ fn arms_take_turns_and_are_compared_on_the_same_queries() {
     assert_eq!((rows(&output.path().join("ar")).len(), &summary["accuracy"]["n"]), (16, &4.into()));
     let seen = seen.lock().unwrap();
     let strategies: Vec<&str> = seen.asked.iter().map(|body| body["decoding"]["strategy"].as_str().unwrap()).collect();
-    assert_eq!(strategies[..6], ["ar", "jacobi", "jacobi", "ar", "ar", "jacobi"], "who begins changes");
+    assert_eq!(strategies[..8], ["ar", "jacobi", "jacobi", "ar", "jacobi", "ar", "ar", "jacobi"], "who begins changes");
     assert_eq!(seen.asked[0]["messages"], seen.asked[1]["messages"]);
     let pair = &read(&output.path().join("comparison.json"))["strategies"][0]["difference"];
     assert_eq!((&pair["n"], &pair["accuracy_difference"]["value"]), (&4.into(), &0.0.into()));
