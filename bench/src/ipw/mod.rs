@@ -250,7 +250,7 @@ impl Measured<'_> {
             warn(counts.grader_failed, "answers could not be graded; the run is incomplete");
             warn(counts.resolution_limited, "answers were shorter than their sensor can tell apart");
             warn(counts.cut, "answers were cut by the token budget");
-            let shared: u64 = outcome.shots.iter().map(|shot| cached(shot)).sum();
+            let shared: u64 = outcome.shots.iter().map(&cached).sum();
             warn(shared as usize, "prompt tokens came from the cache of earlier requests and cost nothing");
             let shared_meter =
                 outcome.shots.iter().filter(|shot| shot.energy().and_then(|e| e.exclusive) == Some(false));
