@@ -184,7 +184,7 @@ fn choice(text: &str, options: u8) -> Option<char> {
     }
     // "A" is also a word, so a bare letter counts only if it is all that stands on its line.
     let bracketed = |line: &str| -> Option<char> {
-        line.match_indices('(').filter_map(|(at, _)| single(line[at + 1..].split(')').next()?)).last()
+        line.match_indices('(').filter_map(|(at, _)| single(line[at + 1..].split(')').next()?)).next_back()
     };
     upper.lines().rev().find_map(|line| single(line).or_else(|| bracketed(line)))
 }

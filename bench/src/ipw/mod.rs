@@ -164,8 +164,7 @@ impl Measured<'_> {
         );
         let seed = self.session.args.seed;
         let of = |index: usize| self.shots.iter().filter(|shot| shot.arm == index).collect();
-        let outcomes: Vec<Outcome<'_>> =
-            (0..arms.len()).map(|index| Outcome::new(of(index), self.items.len(), self.method, seed)).collect();
+        let outcomes: Vec<Outcome<'_>> = (0..arms.len()).map(|index| self.outcome(of(index), seed)).collect();
         let warnings = self.warnings(&outcomes);
         let frame = Frame {
             session: &self.session,
@@ -196,6 +195,14 @@ impl Measured<'_> {
         write(&output.join("report.md"), &text)?;
         write_json(&output.join("comparison.json"), &report::comparison(&frame, &outcomes))?;
         Ok(text)
+    }
+
+    fn outcome<'s>(&'s self, shots: Vec<&'s Shot>, seed: u64) -> Outcome<'s> {
+        let outcome = Outcome::new(shots, self.items.len(), self.method, seed);
+        match &self.without {
+            Some(reason) => Outcome { reason: Some(format!("energy was not measured: {reason}")), ..outcome },
+            None => outcome,
+        }
     }
 
     /// Basis of a measured energy.
@@ -243,7 +250,7 @@ impl Measured<'_> {
             warn(counts.grader_failed, "answers could not be graded; the run is incomplete");
             warn(counts.resolution_limited, "answers were shorter than their sensor can tell apart");
             warn(counts.cut, "answers were cut by the token budget");
-            let shared: u64 = outcome.shots.iter().map(|shot| cached(&shot)).sum();
+            let shared: u64 = outcome.shots.iter().map(&cached).sum();
             warn(shared as usize, "prompt tokens came from the cache of earlier requests and cost nothing");
             let shared_meter =
                 outcome.shots.iter().filter(|shot| shot.energy().and_then(|e| e.exclusive) == Some(false));

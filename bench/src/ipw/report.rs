@@ -33,11 +33,13 @@ pub(super) fn markdown(frame: &Frame<'_>, outcomes: &[Outcome<'_>], plots: &[&st
     let session = frame.session;
     let args = session.args;
     let mut text = String::from("# Accuracy per watt of each strategy on this machine\n\n");
-    let basis = frame.basis.as_deref().unwrap_or("none: energy was not measured");
+    let basis = match &frame.basis {
+        Some(basis) => format!("**{basis}**. Energy of a query: {}", frame.method.name()),
+        None => "none, energy was not measured".into(),
+    };
     writeln!(
         text,
-        "Basis: **{basis}**. Energy of a query: {}. Concurrency {}, {} repeats, {} runs, preset {}, seed {}.\n",
-        frame.method.name(),
+        "Basis: {basis}. Concurrency {}, {} repeats, {} runs, preset {}, seed {}.\n",
         args.concurrency,
         session.repeats,
         args.runs,

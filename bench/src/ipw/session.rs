@@ -157,9 +157,7 @@ impl Session<'_> {
         for run in 0..self.args.runs {
             for repeat in 0..self.repeats {
                 for (turn, queries) in (0..items.len()).collect::<Vec<_>>().chunks(width).enumerate() {
-                    for place in 0..self.arms.len() {
-                        // Who begins changes, so that no arm always meets a cold or a warm machine.
-                        let arm = (place + turn + repeat as usize + run as usize) % self.arms.len();
+                    for arm in order(self.arms.len(), turn + repeat as usize + run as usize) {
                         let seed = self.args.seed ^ (u64::from(run) << 40) ^ (u64::from(repeat) << 20);
                         let done = self.together(arm, queries, items, seed).await?;
                         for (item, reply) in done {
@@ -207,6 +205,16 @@ impl Session<'_> {
     }
 }
 
+/// The order of the arms in a turn. Over twice as many turns as arms each arm is equally often at each place, and equally
+/// often before and after each other one: a later one meets a warmer machine, and prompts that were just computed.
+fn order(arms: usize, turn: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..arms).map(|place| (place + turn) % arms).collect();
+    if turn / arms % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
 /// Prompts of the warm-up; none is a query of a data set.
 fn warmup_prompt(index: u64) -> Value {
     const PROMPTS: [&str; 4] = [
@@ -222,5 +230,27 @@ fn warmup_prompt(index: u64) -> Value {
 pub(super) fn judge(shots: &mut [Shot], items: &[Item]) {
     for shot in shots {
         shot.grade = shot.reply.as_ref().ok().map(|reply| items[shot.item].grader.grade(&reply.text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn turns_are_fair() {
+        for arms in 1..5 {
+            let orders: Vec<Vec<usize>> = (0..2 * arms).map(|turn| order(arms, turn)).collect();
+            for arm in 0..arms {
+                for place in 0..arms {
+                    assert_eq!(orders.iter().filter(|order| order[place] == arm).count(), 2);
+                }
+                for other in (0..arms).filter(|other| *other != arm) {
+                    let at = |order: &[usize], arm| order.iter().position(|other| *other == arm).unwrap();
+                    let before = orders.iter().filter(|order| at(order, arm) < at(order, other)).count();
+                    assert_eq!(before, arms, "{arm} before {other}");
+                }
+            }
+        }
     }
 }
