@@ -43,7 +43,7 @@ pub enum RunError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// Energy cannot be metered as asked for.
-    #[error("energy: {0}")]
+    #[error(transparent)]
     Energy(#[from] EnergyError),
     /// One of several models could not be loaded or started.
     #[error("the model `{id}`: {source}")]

@@ -252,8 +252,8 @@ fn health(page: &mut Page<'_>, core: &Core, domains: &[DomainState]) -> fmt::Res
     page.write("ipw_energy_read_errors", None, help, &Samples::Counts(errors.collect()))?;
     let counts =
         |of: fn(&Track) -> u64| Samples::Counts(core.tracks.iter().map(|track| (labels(track), of(track))).collect());
-    page.write("ipw_energy_counter_wraps", None, "Counters that began again at their end", &counts(Track::wraps))?;
-    page.write("ipw_energy_counter_resets", None, "Counters that were set back", &counts(Track::resets))?;
+    page.write("ipw_energy_wraps", None, "Counters that began again at their end", &counts(Track::wraps))?;
+    page.write("ipw_energy_resets", None, "Counters that were set back", &counts(Track::resets))?;
     let gaps = core.tracks.iter().map(|track| (labels(track), track.gap.as_secs_f64())).collect();
     page.write("ipw_energy_gap", Some(&Unit::Seconds), "Time that was not measured", &Samples::Amounts(gaps))?;
     let periods =
