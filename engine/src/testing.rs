@@ -5,7 +5,7 @@ mod powercap;
 
 use std::{sync::Arc, thread, time::Duration};
 
-pub use energy::{HandSampler, ManualClock, ScriptedMeter, metered, metered_by_hand, system_clock};
+pub use energy::{HandSampler, ManualClock, ScriptedMeter, metered_by_hand, metered_live, system_clock};
 use models::{
     Backbone, BackboneSpec, ForwardBatch, KvCache, Logits, ModelError, TokenId,
     loader::LoadSummary,

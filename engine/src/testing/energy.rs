@@ -259,7 +259,7 @@ impl EnergyProvider for ScriptedMeter {
 ///
 /// # Errors
 /// As [`EnergyMonitor::start`].
-pub fn metered(settings: &EnergySettings, meter: &ScriptedMeter) -> Result<EnergyMonitor, EnergyError> {
+pub fn metered_live(settings: &EnergySettings, meter: &ScriptedMeter) -> Result<EnergyMonitor, EnergyError> {
     EnergyMonitor::start_with(settings, vec![meter.provider()], meter.clock.clone())
 }
 

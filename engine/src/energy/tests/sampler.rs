@@ -10,7 +10,7 @@ use crate::{
         meter::EngineMeter,
         report::Ticket,
     },
-    testing::{metered, system_clock},
+    testing::{metered_live, system_clock},
 };
 
 const WHOLE: SourceClass = SourceClass::Counter { modulus_uj: None };
@@ -257,7 +257,7 @@ fn without_all_rails_of_the_basis_there_is_no_number() {
     assert!(monitor.lines().iter().any(|line| line.contains("permission_denied") && line.contains("ask who wrote")));
     assert_eq!(monitor.snapshot().models[0].decode_uj, None);
     let required = EnergySettings { mode: Mode::Require, ..settings() };
-    let refused = metered(&required, &bench.meter).unwrap_err();
+    let refused = metered_live(&required, &bench.meter).unwrap_err();
     assert!(matches!(refused, EnergyError::Required { reason: Unavailable::PermissionDenied, .. }), "{refused}");
     assert!(refused.to_string().contains("ask who wrote the test"), "{refused}");
 }
@@ -324,7 +324,7 @@ fn steps_on_an_accelerator_are_not_those_of_the_host() {
 fn a_dead_sampler_is_noticed_and_the_rest_lives_on() {
     let meter = ScriptedMeter::new(system_clock());
     meter.counter("rapl:package-0", 10.0);
-    let monitor = metered(&settings(), &meter).unwrap();
+    let monitor = metered_live(&settings(), &meter).unwrap();
     let engine = engine_of(&monitor);
     let ticket = engine.open();
     let step = engine.begin([positions(ticket, 1, 0)].into_iter());
@@ -346,7 +346,7 @@ async fn the_end_waits_for_a_reading_and_not_for_ever() {
     let meter = ScriptedMeter::new(system_clock());
     meter.counter("rapl:package-0", 10.0);
     let limit = EnergySettings { settle: Some(100 * MS), ..settings() };
-    let monitor = metered(&limit, &meter).unwrap();
+    let monitor = metered_live(&limit, &meter).unwrap();
     let engine = engine_of(&monitor);
     let request = || {
         let ticket = engine.open();
@@ -374,7 +374,7 @@ async fn the_end_waits_for_a_reading_and_not_for_ever() {
 fn sampling_costs_little() {
     let meter = ScriptedMeter::new(system_clock());
     meter.counter("rapl:package-0", 10.0).counter("rapl:dram-0", 2.0);
-    let monitor = metered(&settings(), &meter).unwrap();
+    let monitor = metered_live(&settings(), &meter).unwrap();
     let work = monitor.begin(SystemCause::Other);
     thread::sleep(1000 * MS);
     drop(work);
