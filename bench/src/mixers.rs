@@ -1,7 +1,7 @@
 //! How linear, softmax and local linear attention compare: tables and plots of what `leapfrog-zoo lab` and
 //! `leapfrog-zoo stream` wrote.
 
-use std::{fs, path::PathBuf, str::FromStr};
+use std::{collections::BTreeSet, fs, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -97,20 +97,71 @@ struct Streams {
     estimators: Vec<Tuned>,
 }
 
+impl Streams {
+    /// Refuses errors that do not cover the streams of the settings.
+    fn check(&self) -> anyhow::Result<()> {
+        let StreamSettings { segments, segment_len, test, .. } = self.settings;
+        let is_whole = segment_len > 0 && segment_len.is_multiple_of(SPAN);
+        ensure!(is_whole, "a segment of {segment_len} pairs is not a multiple of {SPAN}");
+        let estimators: Vec<Estimator> = self.estimators.iter().map(|tuned| tuned.estimator).collect();
+        ensure!(estimators == Estimator::ALL, "the estimators are {estimators:?}, not {:?}", Estimator::ALL);
+        for Tuned { estimator, errors, .. } in &self.estimators {
+            ensure!(errors.len() == test && test > 0, "{estimator}: {} streams, not {test}", errors.len());
+            let is_covered = |errors: &Vec<f64>| Some(errors.len()) == segments.checked_mul(segment_len / SPAN);
+            ensure!(
+                segments > 0 && errors.iter().all(is_covered),
+                "{estimator}: a stream is not {segments} segments of {segment_len} pairs long"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Refuses runs that would make a table say more than was done: under several settings, the same one twice, some seeds
+/// for one contender and others for another, or other figures.
+fn comparable(runs: &[LabRun]) -> anyhow::Result<()> {
+    ensure!(!runs.is_empty(), "no run");
+    ensure!(
+        runs.windows(2).all(|pair| pair[0].settings == pair[1].settings),
+        "runs with different settings, which cannot be compared"
+    );
+    for problem in Problem::ALL {
+        let of_problem = || runs.iter().filter(|run| run.problem == problem);
+        let names = |run: &LabRun| run.figures.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let first = of_problem().next().map(names);
+        ensure!(of_problem().all(|run| Some(names(run)) == first), "runs of {problem} with different figures");
+        let seeds = |contender| {
+            let mut seeds: Vec<u64> =
+                of_problem().filter(|run| run.contender == contender).map(|run| run.seed).collect();
+            seeds.sort_unstable();
+            seeds
+        };
+        let all = Contender::ALL.map(|contender| (contender, seeds(contender)));
+        for (contender, seeds) in &all {
+            let num_unique = seeds.iter().collect::<BTreeSet<_>>().len();
+            ensure!(num_unique == seeds.len(), "{problem}, {contender}: a seed stands there twice");
+        }
+        let mut present = all.iter().filter(|(_, seeds)| !seeds.is_empty());
+        if let Some((contender, seeds)) = present.next()
+            && let Some((other, others)) = present.find(|(_, others)| others != seeds)
+        {
+            bail!("{problem}: {contender} has the seeds {seeds:?} and {other} {others:?}, which cannot be compared");
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn run(args: &MixersArgs) -> anyhow::Result<()> {
     let name = args.runs.display().to_string();
     let lines = fs::read_to_string(&args.runs).with_context(|| name.clone())?;
     let runs: Vec<LabRun> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>().context(name)?;
-    ensure!(!runs.is_empty(), "{} holds no run", args.runs.display());
-    ensure!(
-        runs.windows(2).all(|pair| pair[0].settings == pair[1].settings),
-        "{} holds runs with different settings, which cannot be compared",
-        args.runs.display()
-    );
+    comparable(&runs).with_context(|| args.runs.display().to_string())?;
     let mut streams = Vec::new();
     for path in &args.streams {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        streams.push(serde_json::from_str::<Streams>(&text).with_context(|| path.display().to_string())?);
+        let name = || path.display().to_string();
+        let read: Streams = serde_json::from_str(&fs::read_to_string(path).with_context(name)?).with_context(name)?;
+        read.check().with_context(name)?;
+        streams.push(read);
     }
     let hardware = Hardware::read();
     let mut text = format!(
@@ -127,11 +178,11 @@ pub(crate) fn run(args: &MixersArgs) -> anyhow::Result<()> {
             text.push_str(&format!("\n## {problem}\n\nNot run.\n"));
             continue;
         }
-        text.push_str(&trained(problem, &runs)?);
+        text.push_str(&trained(problem, &runs));
         save(args, &format!("{problem}.svg"), &trained_plot(problem, &runs)?)?;
     }
     for (index, streams) in streams.iter().enumerate() {
-        text.push_str(&streamed(streams)?);
+        text.push_str(&streamed(streams));
         save(args, &format!("stream-{index}.svg"), &stream_plot(streams)?)?;
     }
     if !args.curves.is_empty() {
@@ -170,7 +221,7 @@ fn write(estimate: Option<Estimate>) -> String {
     estimate.map_or("-".into(), |Estimate { value, low, high }| format!("{value:.3} ({low:.3} to {high:.3})"))
 }
 
-fn trained(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
+fn trained(problem: Problem, runs: &[&LabRun]) -> String {
     let settings = runs[0].settings;
     let about = match problem {
         Problem::Recall => "Share of values named rightly, by number of pairs (higher is better).",
@@ -179,10 +230,12 @@ fn trained(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
              have so many points before them, or more."
         }
     };
-    let seeds = Contender::ALL.map(|contender| runs.iter().filter(|run| run.contender == contender).count());
+    let mut seeds: Vec<u64> = runs.iter().map(|run| run.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
     let mut text = format!(
-        "\n## {problem}\n\n{about} {} steps of {} rows, peak learning rate {}, examined on {} unseen sequences; runs of each: \
-         {seeds:?} with seeds from 1 on; the same data for all in the same order.\n\n| figure |",
+        "\n## {problem}\n\n{about} {} steps of {} rows, peak learning rate {}, examined on {} unseen sequences; a run of each \
+         with the seeds {seeds:?}, with the same data for all in the same order.\n\n| figure |",
         settings.steps, settings.rows, settings.learning_rate, settings.sequences
     );
     for contender in Contender::ALL {
@@ -209,7 +262,7 @@ fn trained(problem: Problem, runs: &[&LabRun]) -> anyhow::Result<String> {
         text.push_str(&format!(" {} |", least.map_or("-".into(), |seconds| format!("{seconds:.0}"))));
     }
     text.push_str(" |\n");
-    Ok(text)
+    text
 }
 
 const COLOURS: [&str; 4] = ["#777777", "#1f77b4", "#ff7f0e", "#d62728"];
@@ -243,13 +296,9 @@ fn means(tuned: &Tuned, spans: std::ops::Range<usize>) -> Vec<f64> {
     tuned.errors.iter().map(|errors| errors[spans.clone()].iter().sum::<f64>() / count).collect()
 }
 
-fn streamed(Streams { settings, estimators }: &Streams) -> anyhow::Result<String> {
+fn streamed(Streams { settings, estimators }: &Streams) -> String {
     let StreamSettings { dim, segments, segment_len, spread, noise, validation, test } = *settings;
     let (len, spans) = (segments * segment_len / SPAN, segment_len / SPAN);
-    ensure!(
-        estimators.iter().all(|tuned| tuned.errors.iter().all(|errors| errors.len() == len)),
-        "a stream is not {len} spans of {SPAN} pairs long"
-    );
     let mut text = format!(
         "\n## Test-time regression, keys {spread} wide around the centre of their segment\n\nNothing is trained: each estimator \
          names the value of the next key from the pairs before it. {segments} segments of {segment_len} pairs, each with a \
@@ -292,7 +341,7 @@ fn streamed(Streams { settings, estimators }: &Streams) -> anyhow::Result<String
         order.into_iter().map(|(_, name)| name).collect::<Vec<_>>().join(", ")
     };
     text.push_str(&format!("\nBest first: {best_first}.\n"));
-    Ok(text)
+    text
 }
 
 fn stream_plot(Streams { settings, estimators }: &Streams) -> anyhow::Result<String> {
@@ -309,4 +358,89 @@ fn stream_plot(Streams { settings, estimators }: &Streams) -> anyhow::Result<Str
     let title = format!("Test-time regression, a new region and map every {} pairs", settings.segment_len);
     let (x, y) = (("pairs before", Scale::Linear), ("relative squared error", Scale::Linear));
     Ok(scatter(&Captions { title: &title, x, y }, &series.collect::<Vec<_>>())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use zoo::lab::LabSettings;
+
+    use super::*;
+
+    fn runs(seeds: &[u64]) -> Vec<LabRun> {
+        let settings = LabSettings { steps: 5, rows: 64, learning_rate: 1e-3, sequences: 2 };
+        let one = |contender: Contender, seed: u64| LabRun {
+            problem: Problem::Regression,
+            contender,
+            seed,
+            settings,
+            parameters: 7,
+            seconds: 1.0,
+            // Local linear attention is 0.25 better, whatever the seed.
+            figures: vec![("error".into(), seed as f64 - if contender == Contender::Lla { 0.25 } else { 0.0 })],
+            losses: vec![1.0],
+        };
+        Contender::ALL.iter().flat_map(|contender| seeds.iter().map(|seed| one(*contender, *seed))).collect()
+    }
+
+    #[track_caller]
+    fn refused(edit: impl FnOnce(&mut Vec<LabRun>), cause: &str) {
+        let mut runs = runs(&[1, 2, 3]);
+        edit(&mut runs);
+        let message = comparable(&runs).unwrap_err().to_string();
+        assert!(message.contains(cause), "{message}");
+    }
+
+    #[test]
+    fn runs_that_cannot_be_compared_are_refused() {
+        comparable(&runs(&[1, 2, 3])).unwrap();
+        // A contender that was left out has no seeds to compare.
+        comparable(&runs(&[1, 2])[..4]).unwrap();
+        refused(Vec::clear, "no run");
+        refused(|runs| runs[4].settings.steps = 6, "different settings");
+        refused(|runs| runs.extend(runs.clone()), "a seed stands there twice");
+        refused(|runs| drop(runs.pop()), "has the seeds [1, 2, 3] and local linear attention [1, 2]");
+        refused(|runs| runs[8].seed = 4, "has the seeds [1, 2, 3] and local linear attention [1, 2, 4]");
+        refused(|runs| runs[5].figures[0].0 = "other".into(), "different figures");
+    }
+
+    #[test]
+    fn differences_are_taken_seed_by_seed() {
+        let runs = runs(&[1, 2, 9]);
+        let text = trained(Problem::Regression, &runs.iter().collect::<Vec<_>>());
+        assert!(text.contains("the seeds [1, 2, 9]"), "{text}");
+        let row = text.lines().find(|line| line.starts_with("| error |")).unwrap();
+        // The spread of the seeds cancels.
+        assert!(row.ends_with("| -0.250 (-0.250 to -0.250) |"), "{row}");
+        assert!(row.contains("| 4.000 (") && row.contains("| 3.750 ("), "{row}");
+    }
+
+    #[test]
+    fn streams_that_do_not_cover_their_segments_are_refused() {
+        type Edit = fn(&mut Streams);
+        let streams = |edit: Edit| {
+            let tuned = |estimator| Tuned { estimator, scale: 1.0, ridge: 1.0, errors: vec![vec![0.5, 0.25]; 3] };
+            let settings = StreamSettings { segments: 2, segment_len: SPAN, test: 3, ..StreamSettings::default() };
+            let mut streams = Streams { settings, estimators: Estimator::ALL.map(tuned).into() };
+            edit(&mut streams);
+            streams
+        };
+        let usual = streams(|_| ());
+        usual.check().unwrap();
+        let text = streamed(&usual);
+        let all = "0.375 (0.375 to 0.375) | 0.500 (0.500 to 0.500) | 0.250 (0.250 to 0.250) |";
+        assert_eq!(text.matches(all).count(), Estimator::ALL.len(), "{text}");
+        let edits: [(Edit, &str); 7] = [
+            (|streams| streams.settings.segment_len = 8, "a segment of 8 pairs"),
+            (|streams| streams.settings.segment_len = 0, "a segment of 0 pairs"),
+            (|streams| streams.settings.segments = usize::MAX, "segments of 16 pairs long"),
+            (|streams| streams.settings.segments = 0, "a stream is not 0 segments"),
+            (|streams| streams.estimators.clear(), "the estimators are []"),
+            (|streams| streams.estimators[1].errors.clear(), "0 streams, not 3"),
+            (|streams| streams.estimators[3].errors[1].truncate(1), "a stream is not 2 segments"),
+        ];
+        for (edit, cause) in edits {
+            let message = streams(edit).check().unwrap_err().to_string();
+            assert!(message.contains(cause), "{message}");
+        }
+    }
 }

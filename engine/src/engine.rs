@@ -25,7 +25,7 @@ use crate::{
     error::{EngineError, SubmitError},
     event::Event,
     exposition::Exposition,
-    metrics::Metrics,
+    metrics::{CanvasMetrics, Metrics},
     pages::PagePool,
     request::{DiffusionOptions, GuessRule, Request, Strategy, WindowPolicy},
     scheduler::RowBudget,
@@ -243,6 +243,7 @@ impl Engine {
     pub fn register_metrics(engines: &[Self], registry: &mut Registry) {
         let metrics = |engine: &Self| (engine.shared.info.id.clone(), engine.shared.metrics.clone());
         let exposition = Exposition(engines.iter().map(metrics).collect());
+        registry.register_collector(Box::new(exposition.canvases()));
         registry.sub_registry_with_prefix("leapfrog").register_collector(Box::new(exposition));
     }
 
@@ -312,7 +313,11 @@ fn prepare(
         attention: (spec.kv.num_layers * spec.attention_dim) as u64,
     };
     let meter = EngineMeter::new(energy, &id, arithmetic);
-    let metrics = Metrics { solver: spec.has_solver.then(SolverMetrics::new), ..Metrics::new() };
+    let metrics = Metrics {
+        solver: spec.has_solver.then(SolverMetrics::new),
+        canvas: spec.mask_id.map(|_| CanvasMetrics::default()),
+        ..Metrics::new()
+    };
     metrics.pages_total.set(num_pages as i64);
     let occupancy = Arc::new(Occupancy::default());
     let (commands, receiver) = mpsc::unbounded_channel();

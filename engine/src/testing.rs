@@ -1,9 +1,11 @@
 //! Models, a hand-cranked engine and fake sensors for tests.
 
+mod energy;
 mod powercap;
 
 use std::{sync::Arc, thread, time::Duration};
 
+pub use energy::{HandSampler, ManualClock, ScriptedMeter, metered, metered_by_hand, system_clock};
 use models::{
     Backbone, BackboneSpec, ForwardBatch, KvCache, Logits, ModelError, TokenId,
     loader::LoadSummary,

@@ -306,7 +306,12 @@ impl Worker {
             let sequence = &mut self.running[index];
             let applied = scored.map_err(Ending::Failed).and_then(|Scored { prompt, rows, nonfinite }| {
                 self.metrics.nonfinite_rows.inc_by(nonfinite);
-                sequence.apply(&plan, row_cap, cost, prompt, rows)
+                let (num_scored, before) = (rows.len(), sequence.completion_tokens());
+                let applied = sequence.apply(&plan, row_cap, cost, prompt, rows);
+                if let Some(canvas) = &self.metrics.canvas {
+                    canvas.observe(num_scored, sequence.completion_tokens() - before);
+                }
+                applied
             });
             match applied {
                 Ok(applied) => self.metrics.observe(applied),

@@ -19,6 +19,8 @@ pub(super) const PAGE_LEN: usize = 64;
 const REFERENCE_PRODUCTS: usize = 1_000_000_000;
 /// Queries, that is heads of rows, of the reference at the least, if there are as many.
 const LEAST_QUERIES: usize = 16;
+/// Most numbers of a call's queries, keys and values together: 4 GiB.
+const MOST_NUMBERS: usize = 1 << 30;
 /// Rows whose reference is shorter than this share of the longest are measured against that share.
 const FLOOR: f64 = 0.05;
 
@@ -41,6 +43,14 @@ impl Shape {
     /// One past the last position that a row sees.
     pub(super) fn visible_end(self, row: usize) -> usize {
         self.context - self.rows + row + 1
+    }
+
+    /// Whether queries, keys and values are few enough to be held in memory.
+    pub(super) fn fits(self) -> bool {
+        let Self { heads, kv_heads, dim, rows, context } = self;
+        let vectors = rows.checked_mul(heads).zip(context.checked_mul(kv_heads));
+        let numbers = vectors.and_then(|(queries, keys)| keys.checked_mul(2)?.checked_add(queries)?.checked_mul(dim));
+        numbers.is_some_and(|numbers| numbers <= MOST_NUMBERS)
     }
 
     fn pages(self) -> usize {

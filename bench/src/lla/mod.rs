@@ -14,9 +14,14 @@ mod meter;
 mod peers;
 mod table;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    time::Instant,
+};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -152,6 +157,10 @@ pub(crate) fn run(args: &LlaArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     check(args)?;
+    if let Some(folder) = &args.out {
+        // Now rather than when everything is measured.
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
     let start = Instant::now();
     let limits = Limits::measure(args.seed)?;
     let (mut cells, mut left_out) = (Vec::new(), Vec::new());
@@ -214,6 +223,26 @@ fn check(args: &LlaArgs) -> anyhow::Result<()> {
     }
     ensure!(args.dims.iter().chain(&args.sizes).all(|number| *number > 0), "sizes and dims must be above zero");
     ensure!(args.ridges.iter().all(|ridge| ridge.is_finite() && *ridge > 0.0), "ridges must be finite and above zero");
+    for (name, limit) in [("long-s", args.long_s), ("budget-s", args.budget_s), ("dense-gib", args.dense_gib)] {
+        ensure!(limit.is_finite() && limit >= 0.0, "--{name} is {limit}, it must be finite and at least zero");
+    }
+    // Twice the same length says nothing about growth, and the same cell twice nothing at all.
+    let lists = [("sizes", &args.sizes), ("dims", &args.dims), ("decode-rows", &args.decode_rows)];
+    for (name, numbers) in lists {
+        ensure!(BTreeSet::from_iter(numbers).len() == numbers.len(), "--{name} has a number twice");
+    }
+    let ridges = BTreeSet::from_iter(args.ridges.iter().map(|ridge| ridge.to_bits()));
+    ensure!(ridges.len() == args.ridges.len(), "--ridges has a number twice");
+    if let Some((shape, _)) = plan(args).into_iter().find(|(shape, _)| !shape.fits()) {
+        let Shape { heads, dim, rows, context, .. } = shape;
+        bail!("{rows} rows on {context}, {heads} heads of {dim}: the inputs alone would be too large");
+    }
+    if args.torch.is_some() {
+        let script = args.torch_script.display();
+        ensure!(args.torch_script.is_file(), "{script} is no file; --torch-script says where it is");
+        let is_known = ["cpu", "cuda"].contains(&args.torch_device.as_str());
+        ensure!(is_known, "--torch-device is `{}`, not one of cpu, cuda", args.torch_device);
+    }
     ensure!(!(args.sizes.is_empty() || args.dims.is_empty() || args.ridges.is_empty()), "nothing to measure");
     Ok(())
 }
@@ -336,6 +365,13 @@ mod tests {
         assert!(refused(&["--device", "cuda"]).contains("no CUDA"));
         assert!(refused(&["--heads", "3", "--kv-heads", "2"]).contains("do not divide"));
         assert!(refused(&["--ridges", "0"]).contains("above zero"));
+        assert!(refused(&["--budget-s", "NaN"]).contains("--budget-s is NaN"));
+        assert!(refused(&["--dense-gib=-1"]).contains("at least zero"));
+        assert!(refused(&["--sizes", "1024,2048,1024"]).contains("--sizes has a number twice"));
+        assert!(refused(&["--ridges", "1,1.0"]).contains("--ridges has a number twice"));
+        assert!(refused(&["--sizes", &usize::MAX.to_string()]).contains("too large"));
+        assert!(refused(&["--dims", "1000000000000"]).contains("too large"));
+        assert!(refused(&["--torch", "python", "--torch-script", "none.py"]).contains("none.py is no file"));
         assert!(check(&args(&[])).is_ok());
     }
 

@@ -129,7 +129,8 @@ fn or_dash(text: Option<String>) -> String {
 
 /// Median and range, in milliseconds.
 fn millis(summary: Option<Summary>) -> String {
-    or_dash(summary.map(|s| format!("{} ({} to {})", digits(s.median * 1e3), digits(s.min * 1e3), digits(s.max * 1e3))))
+    let scaled = |s: Summary| Summary { min: s.min * 1e3, median: s.median * 1e3, max: s.max * 1e3, ..s };
+    times(summary.map(scaled))
 }
 
 /// Three digits that count.
@@ -139,8 +140,12 @@ fn digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// Median and range; one run has no range.
 fn times(summary: Option<Summary>) -> String {
-    or_dash(summary.map(|s| format!("{} ({} to {})", digits(s.median), digits(s.min), digits(s.max))))
+    or_dash(summary.map(|s| match s.runs {
+        1 => format!("{} (one run)", digits(s.median)),
+        _ => format!("{} ({} to {})", digits(s.median), digits(s.min), digits(s.max)),
+    }))
 }
 
 /// The whole summary as Markdown.
@@ -372,7 +377,7 @@ fn notes(facts: &Facts<'_>) -> String {
          written once. Limit: {:.0} GFLOP/s on the clock and {:.0} of processor time in products of matrices by candle, \
          {:.1} GB/s and {:.1} in copies of 64 MiB a thread, each the best of many, before the first cell: what this machine reached then, not what \
          its data sheet says.\n\
-         - No GPU was measured.\n",
+         - {}\n",
         args.seed,
         super::inputs::PAGE_LEN,
         args.rounds,
@@ -382,6 +387,10 @@ fn notes(facts: &Facts<'_>) -> String {
         limits.flops_per_processor / 1e9,
         limits.bytes / 1e9,
         limits.bytes_per_processor / 1e9,
+        match args.torch.is_some() && args.torch_device == "cuda" {
+            true => "PyTorch ran on a GPU, everything else on the CPU.",
+            false => "No GPU was measured.",
+        },
     )
 }
 
@@ -538,5 +547,7 @@ mod tests {
         let slow = Limits { bytes_per_processor: 6.25e6, ..limits };
         assert!((share(&cell, &slow).unwrap() - 0.8).abs() < 1e-9);
         assert_eq!([0.001234, 1.234, 123.4].map(digits), ["0.00123", "1.23", "123"]);
+        assert_eq!(millis(Summary::of(&[0.25])), "250 (one run)");
+        assert_eq!(millis(Summary::of(&[0.25, 0.5, 1.0])), "500 (250 to 1000)");
     }
 }

@@ -8,6 +8,7 @@ use super::{
     baseline::QUIET,
     counts::Counts,
     evaluations::Evaluations,
+    monitor::SystemCause,
     report::Ticket,
     requests::Requests,
     settings::{Attribution, EnergySettings},
@@ -39,7 +40,8 @@ pub(crate) struct Model {
 pub(crate) struct Core {
     pub(crate) basis: Basis,
     pub(crate) policy: Attribution,
-    interval: Duration,
+    /// Time between readings that is asked for.
+    pub(crate) interval: Duration,
     retention: Duration,
     pub(crate) tracks: Vec<Track>,
     pub(crate) missing: Vec<Missing>,
@@ -208,12 +210,14 @@ impl Core {
         for part in &division.parts {
             match part.account {
                 Account::System(cause) => track.system.charge(cause, part.energy_uj),
-                Account::Request(ticket, phase) => {
-                    if let Some(account) = self.requests.get(ticket) {
+                Account::Request(ticket, phase) => match self.requests.get(ticket) {
+                    Some(account) => {
                         self.models[account.model].used_uj[index][phase as usize] += part.energy_uj;
+                        self.requests.charge(ticket, index, phase, part.energy_uj, part.seconds);
                     }
-                    self.requests.charge(ticket, index, phase, part.energy_uj, part.seconds);
-                }
+                    // A slow domain outside the basis may be read after the request is forgotten.
+                    None => track.system.charge(SystemCause::Other, part.energy_uj),
+                },
             }
         }
     }

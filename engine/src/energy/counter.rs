@@ -90,8 +90,11 @@ mod tests {
 
     #[test]
     fn a_wrap_is_energy_and_a_fall_is_not() {
-        let (wrapped, counter) = after(Some(1_000_000), 999_000, 500, 50);
-        assert_eq!((wrapped, counter.wraps, counter.resets), (Advance::Energy(1500), 1, 0));
+        // A rail of 10 W cannot go round twice in 50 ms.
+        let mut small = Counter::new(Some(1_000_000), 10.0);
+        small.advance(999_000, Nanos(0));
+        assert_eq!(small.advance(500, Nanos(50 * MS)), Advance::Energy(1500));
+        assert_eq!((small.wraps, small.resets), (1, 0));
         // 5.2 MW: somebody has set it back.
         let (fallen, counter) = after(Some(262_143_328_850), 5_000_000, 100, 50);
         assert_eq!((fallen, counter.wraps, counter.resets), (Advance::Gap, 0, 1));

@@ -70,7 +70,7 @@ impl Counts {
         };
         *self.requests.entry((model.to_owned(), status)).or_default() += 1;
         let Some(energy_uj) = energy.energy_uj else { return };
-        let (key, joules) = ((model.to_owned(), energy.basis), energy_uj as f64 * 1e-6);
+        let (key, joules) = ((model.to_owned(), energy.basis), energy_uj as f64 / 1e6);
         self.joules.observe(&key, joules);
         if !energy.active.is_zero() {
             self.watts.observe(&key, joules / energy.active.as_secs_f64());
@@ -81,7 +81,7 @@ impl Counts {
         if let Some(prefill_uj) = energy.prefill_uj
             && prompt_tokens > 0
         {
-            self.joules_per_prompt_token.observe(&key, prefill_uj as f64 * 1e-6 / prompt_tokens as f64);
+            self.joules_per_prompt_token.observe(&key, prefill_uj as f64 / 1e6 / prompt_tokens as f64);
         }
     }
 }

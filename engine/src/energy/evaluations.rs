@@ -130,7 +130,7 @@ impl Evaluations {
             if let (Some(energy_uj), Some(verdicts)) = (energy.energy_uj, verdicts.get_mut(key))
                 && !energy.active.is_zero()
             {
-                let joules = energy_uj as f64 * 1e-6;
+                let joules = energy_uj as f64 / 1e6;
                 let costed = verdicts.costed.entry(energy.basis).or_default();
                 costed.count += 1;
                 costed.scores += score;

@@ -96,7 +96,7 @@ fn watts() -> Unit {
 }
 
 fn joules(energy_uj: u64) -> f64 {
-    energy_uj as f64 * 1e-6
+    energy_uj as f64 / 1e6
 }
 
 impl Collector for Exposed {

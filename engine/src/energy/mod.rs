@@ -1,5 +1,6 @@
 //! What requests cost in joules: sensors are read by one thread, and the energy of every interval is divided between the
 //! requests whose passes ran in it. Sums are exact: measured = requests + idle + load + warmup + other, in microjoules.
+//! `engine/specs/energy.md` has the rules.
 
 mod apportion;
 mod attribution;
@@ -22,9 +23,13 @@ mod requests;
 mod sampler;
 mod settings;
 mod steps;
+#[cfg(test)]
+mod tests;
 mod track;
 mod types;
 
+#[cfg(feature = "testing")]
+pub(crate) use self::{clock::SystemClock, sampler::Sampler};
 pub(crate) use self::{
     core::{Arithmetic, Positions},
     meter::{EngineMeter, Running},

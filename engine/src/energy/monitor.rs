@@ -128,7 +128,6 @@ pub(crate) struct Shared {
     /// Told whenever the sampler has been by.
     pub(crate) settled: Notify,
     settle: Option<Duration>,
-    lines: Vec<String>,
 }
 
 impl fmt::Debug for Shared {
@@ -162,17 +161,17 @@ impl EnergyMonitor {
             return Ok(Self::off());
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let providers = super::providers::open(settings, &clock)?;
-        Self::run(settings, providers, clock)
+        Self::start_with(settings, super::providers::open(settings, &clock)?, clock)
     }
 
     /// A monitor that reads `provider` instead of the sensors of this machine.
     #[cfg(feature = "testing")]
     pub(crate) fn of(settings: &EnergySettings, provider: Box<dyn EnergyProvider>) -> Result<Self, EnergyError> {
-        Self::run(settings, vec![provider], Arc::new(SystemClock::new()))
+        Self::start_with(settings, vec![provider], Arc::new(SystemClock::new()))
     }
 
-    fn run(
+    /// The same with sensors and time of the caller's.
+    pub(crate) fn start_with(
         settings: &EnergySettings,
         providers: Vec<Box<dyn EnergyProvider>>,
         clock: Arc<dyn Clock>,
@@ -210,14 +209,12 @@ impl EnergyMonitor {
             }
         }
         let core = Core::new(settings, basis, tracks, missing, Unavailable::NoSensor);
-        let lines = lines(&core, settings);
         let shared = Shared {
             core: Mutex::new(core),
             clock,
             waker: Arc::default(),
             settled: Notify::new(),
             settle: settings.settle,
-            lines,
         };
         let monitor = Self(Arc::new(shared));
         let sampler = Sampler::new(&monitor.0, providers, sources, HostProbe::new(settings));
@@ -234,7 +231,6 @@ impl EnergyMonitor {
             waker: Arc::default(),
             settled: Notify::new(),
             settle: None,
-            lines: vec!["energy: off".into()],
         }))
     }
 
@@ -256,7 +252,7 @@ impl EnergyMonitor {
 
     /// What is read, what is not and why, and what to do about it: lines for people.
     pub fn lines(&self) -> Vec<String> {
-        self.0.lines.clone()
+        lines(&self.0.core())
     }
 
     /// Work that belongs to no request begins.

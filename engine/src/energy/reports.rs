@@ -22,7 +22,9 @@ impl Core {
         let accounts: Vec<&Account> = tickets.iter().filter_map(|ticket| self.requests.get(*ticket)).collect();
         let first = accounts.first()?;
         let scheduled = accounts.iter().filter_map(|account| account.scheduled).min();
-        let finished = accounts.iter().map(|account| account.finished()).max().flatten();
+        // While one of them runs, none of the call is over.
+        let finished: Option<Vec<Nanos>> = accounts.iter().map(|account| account.finished()).collect();
+        let finished = finished.and_then(|all| all.into_iter().max());
         let is_final = accounts.iter().all(|account| account.is_final);
         let asked = Asked { core: self, accounts: &accounts, now, is_final };
         let basis: Vec<usize> =

@@ -1,6 +1,9 @@
 //! What single requests have used.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use super::{
     report::Ticket,
@@ -73,11 +76,6 @@ impl Account {
         self.ended.map(|ended| self.last_step.unwrap_or(ended.at))
     }
 
-    /// From its first step to its end, or to `now`.
-    pub(crate) fn active(&self, now: Nanos) -> Duration {
-        self.scheduled.map_or(Duration::ZERO, |scheduled| self.finished().unwrap_or(now).since(scheduled))
-    }
-
     /// Share of its time, as far as `resolved`, in which the domain was measured.
     pub(crate) fn coverage(&self, domain: usize, resolved: Nanos, now: Nanos) -> f64 {
         let end = self.finished().unwrap_or(now);
@@ -122,6 +120,8 @@ pub(crate) struct Requests {
     next: u64,
     /// Those whose figures may still change.
     live: Vec<Ticket>,
+    /// The others, in the order in which they became final.
+    done: VecDeque<Ticket>,
 }
 
 impl Requests {
@@ -215,7 +215,7 @@ impl Requests {
     /// measured so far.
     pub(crate) fn settle(&mut self, settled: Nanos, measured_uj: &[u64]) -> Vec<Ticket> {
         let Self { accounts, live, .. } = self;
-        let mut done = Vec::new();
+        let mut settled_now = Vec::new();
         live.retain(|ticket| {
             let Some(account) = accounts.get_mut(ticket) else { return false };
             account.is_final = account.finished().is_some_and(|finished| finished <= settled);
@@ -224,23 +224,25 @@ impl Requests {
                 for (used, measured_uj) in account.used.iter_mut().zip(measured_uj) {
                     used.window[1].get_or_insert(*measured_uj as f64);
                 }
-                done.push(*ticket);
+                settled_now.push(*ticket);
             }
             !account.is_final
         });
-        done
+        self.done.extend(&settled_now);
+        settled_now
     }
 
-    /// Forgets what ended before `before`, and the oldest if there are too many.
+    /// Forgets what ended before `before`, and the oldest if there are too many. Their energy stays in the sums of their
+    /// models.
     pub(crate) fn forget(&mut self, before: Nanos) {
-        while let Some((ticket, account)) = self.accounts.first_key_value() {
-            let is_old = account.finished().is_some_and(|finished| finished < before);
-            let is_surplus = self.accounts.len() > CAPACITY;
-            if !account.is_final || !(is_old || is_surplus) {
+        while let Some(ticket) = self.done.front() {
+            let ended = self.accounts.get(ticket).and_then(Account::finished);
+            let is_kept = ended.is_some_and(|ended| ended >= before);
+            if is_kept && self.done.len() <= CAPACITY {
                 return;
             }
-            let ticket = *ticket;
-            self.accounts.remove(&ticket);
+            self.accounts.remove(ticket);
+            self.done.pop_front();
         }
     }
 }
@@ -267,7 +269,7 @@ mod tests {
         requests.resolve(0, Nanos(100 * MS), Nanos(200 * MS), 1400, Some(800));
         let account = requests.get(ticket).unwrap();
         assert_eq!(account.used[0].window_uj(2200), Some((1200.0, 1600.0)));
-        assert_eq!(account.active(Nanos(900 * MS)), Duration::from_millis(75));
+        assert_eq!(account.finished(), Some(Nanos(125 * MS)));
         assert_eq!(account.coverage(0, Nanos(200 * MS), Nanos(900 * MS)), 1.0);
     }
 

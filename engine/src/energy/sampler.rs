@@ -1,6 +1,8 @@
 //! The thread that reads the sensors.
 
 use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, PoisonError, Weak},
     thread,
     time::Duration,
@@ -69,6 +71,14 @@ pub(crate) struct Sampler {
     suspended: Duration,
     host: HostProbe,
     last_look: Option<Nanos>,
+    /// A reading that was asked for came too soon after one and is still to be taken.
+    owed: bool,
+}
+
+impl fmt::Debug for Sampler {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sampler").field("sources", &self.sources).finish_non_exhaustive()
+    }
 }
 
 impl Sampler {
@@ -81,7 +91,16 @@ impl Sampler {
     ) -> Self {
         let last_read = vec![None; sources.len()];
         let suspended = shared.clock.suspended();
-        Self { shared: Arc::downgrade(shared), providers, sources, last_read, suspended, host, last_look: None }
+        Self {
+            shared: Arc::downgrade(shared),
+            providers,
+            sources,
+            last_read,
+            suspended,
+            host,
+            last_look: None,
+            owed: false,
+        }
     }
 
     /// Reads all that is due, or everything if `hurry`. How long nothing more will be; `None` if nobody listens any more.
@@ -92,10 +111,12 @@ impl Sampler {
             shared.core().tracks.iter_mut().for_each(super::track::Track::forget);
         }
         self.suspended = suspended;
+        let hurry = hurry || std::mem::take(&mut self.owed);
         for (index, (provider, id)) in self.sources.iter().enumerate() {
             let now = shared.clock.now();
             let period = if hurry { SPACING } else { shared.core().period(index, now) };
             if self.last_read[index].is_some_and(|last| now.since(last) < period) {
+                self.owed |= hurry;
                 continue;
             }
             let reading = self.providers[*provider].read(id);
@@ -118,7 +139,7 @@ impl Sampler {
             self.last_read.iter().enumerate().map(due).min().unwrap_or(HEARTBEAT)
         };
         shared.settled.notify_waiters();
-        Some(wait.min(HEARTBEAT))
+        Some(wait.min(if self.owed { SPACING } else { HEARTBEAT }))
     }
 
     /// Sees what else happens on the machine.
@@ -141,7 +162,7 @@ impl Sampler {
 
     /// Starts the thread.
     pub(crate) fn spawn(mut self, waker: Arc<Waker>) -> std::io::Result<()> {
-        thread::Builder::new().name("leapfrog-energy".into()).spawn(move || {
+        let run = move || {
             let mut hurry = false;
             while let Some(longest) = self.tick(hurry) {
                 let call = waker.wait(longest);
@@ -149,6 +170,12 @@ impl Sampler {
                     return;
                 }
                 hurry = call.hurry;
+            }
+        };
+        thread::Builder::new().name("leapfrog-energy".into()).spawn(move || {
+            // A sensor's library may fail in any way: the server goes on, and what is known of energy grows stale.
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                tracing::error!("the thread that reads the energy sensors ended in a bug; energy is unavailable");
             }
         })?;
         Ok(())

@@ -37,6 +37,7 @@ impl SystemAccounts {
         } += energy_uj;
     }
 
+    #[cfg(test)]
     pub(crate) fn sum(&self) -> u64 {
         self.idle + self.load + self.warmup + self.other
     }
@@ -47,6 +48,10 @@ impl SystemAccounts {
 pub(crate) struct Track {
     pub(crate) domain: Domain,
     meter: Meter,
+    /// Wraps and resets of the counter that was found wrong.
+    retired: (u64, u64),
+    /// Time between readings at the last one.
+    period: Duration,
     /// Whether it can be read; before the first reading nothing is known against it.
     pub(crate) state: Result<(), Unavailable>,
     /// Everything up to here is either measured or a gap.
@@ -87,6 +92,8 @@ impl Track {
         Self {
             domain,
             meter,
+            retired: (0, 0),
+            period: Duration::ZERO,
             state: Ok(()),
             resolved: start,
             measured_uj: 0,
@@ -116,16 +123,18 @@ impl Track {
     }
 
     pub(crate) fn wraps(&self) -> u64 {
-        match &self.meter {
-            Meter::Counter(counter) => counter.wraps,
-            Meter::Power(_) => 0,
-        }
+        self.counted().0
     }
 
     pub(crate) fn resets(&self) -> u64 {
+        self.counted().1
+    }
+
+    /// Wraps and resets; those of a counter that is not read any more stay.
+    fn counted(&self) -> (u64, u64) {
         match &self.meter {
-            Meter::Counter(counter) => counter.resets,
-            Meter::Power(_) => 0,
+            Meter::Counter(counter) => (counter.wraps, counter.resets),
+            Meter::Power(_) => self.retired,
         }
     }
 
@@ -139,8 +148,11 @@ impl Track {
 
     /// Takes a reading of `at`; `period` is the time between readings now.
     pub(crate) fn read(&mut self, at: Nanos, reading: Result<Raw, Unavailable>, period: Duration) -> Outcome {
+        // The first reading of a busy time follows one of an idle time.
+        let period = period.max(std::mem::replace(&mut self.period, period));
         if let (Ok(Raw::Watts(_)), Meter::Counter(_)) = (&reading, &self.meter) {
             tracing::warn!(domain = self.domain.id, "the energy counter is wrong; power is read instead");
+            self.retired = self.counted();
             self.domain.class = SourceClass::InstantPower { averaging: None };
             self.meter = Meter::Power(Power::new(false, self.domain.max_watts));
         }

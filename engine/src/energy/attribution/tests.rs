@@ -26,7 +26,7 @@ fn second(energy_uj: u64) -> Interval {
 }
 
 fn joules(division: &Division) -> Vec<(Account, f64)> {
-    division.parts.iter().map(|part| (part.account, part.energy_uj as f64 * 1e-6)).collect()
+    division.parts.iter().map(|part| (part.account, part.energy_uj as f64 / 1e6)).collect()
 }
 
 #[test]

@@ -8,8 +8,8 @@ pub(super) mod files;
 mod hwmon;
 mod nvml;
 mod powercap;
-mod record;
-mod replay;
+pub(crate) mod record;
+pub(crate) mod replay;
 mod trace;
 #[cfg(test)]
 mod trace_tests;

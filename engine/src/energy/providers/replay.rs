@@ -56,12 +56,14 @@ impl EnergyProvider for Replay {
 
 /// The time of a trace, moved by hand from one reading to the next: with it a sampler does again exactly what it did when
 /// the trace was recorded.
+#[cfg_attr(not(test), allow(dead_code, reason = "the server follows a trace by its own clock"))]
 pub(crate) struct TraceClock {
     now: AtomicU64,
     times: Vec<Nanos>,
     suspended: Vec<(Nanos, Duration)>,
 }
 
+#[cfg_attr(not(test), allow(dead_code, reason = "the server follows a trace by its own clock"))]
 impl TraceClock {
     /// The clock of a trace, at its first reading, or at 0 if it has none.
     ///

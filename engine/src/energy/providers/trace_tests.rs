@@ -250,6 +250,7 @@ fn a_recording_that_cannot_begin_is_an_error() {
     assert!(matches!(error, EnergyError::Trace { source, .. } if source.kind() == io::ErrorKind::NotFound));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn only_the_sensors_that_the_basis_needs_are_opened() {
     let folder = tempfile::tempdir().unwrap();

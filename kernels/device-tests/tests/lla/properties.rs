@@ -68,6 +68,27 @@ fn without_steps_it_is_softmax_attention_and_counted() {
     }
 }
 
+/// Squares of residuals that no rounding reaches underflow; what is divided by them must not become the solution.
+#[test]
+fn steps_beyond_rounding_change_nothing() {
+    if skipped() {
+        return;
+    }
+    for (ridge, seed) in [(1.0, 41), (0.1, 42)] {
+        let mut case = case(seed).with_ridge(ridge);
+        let expected = case.expected();
+        for tolerance in [0.0, 1e-30] {
+            case.rounds = Some(LlaRounds { tolerance, max_steps: 512, num_rounds: 2 });
+            for way in WAYS {
+                let found = case.run(way, ElementType::F32);
+                assert_eq!((found.counters.num_capped, found.counters.num_fallbacks), (0, 0), "{tolerance:e}, {way:?}");
+                let error = vector_error(&wide(&found.output), &expected, 32);
+                assert_within(error, 1e-3, &format!("tolerance {tolerance:e}, ridge {ridge}, {way:?}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_seen_does_not_leak() {
     if skipped() {

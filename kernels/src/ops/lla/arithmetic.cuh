@@ -10,6 +10,10 @@
 
 #include "params.cuh"
 
+/// Squared norm of a residual, of a right side of norm one, below which no query takes another step: smaller squares
+/// underflow, and a step, a ratio of them, could have any size.
+constexpr float kLeastSquares = 1e-31f;
+
 /// Keys are at most this large for `Half`: the products that it rounds to fp16, of a key from the mean with a vector of
 /// unit norm, reach `2 sqrt(128)` times as much, and that is still finite. Values are only operands.
 constexpr float kLargestHalfKey = 2048.0f;

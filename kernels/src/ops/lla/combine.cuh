@@ -107,7 +107,7 @@ struct Combine {
             }
             // Below this, relative to the right side of norm one, f32 has nothing more to give.
             if (!(squares > 1e-14f) || !is_finite(squares)) break;
-            const float enough = params.tolerance * params.tolerance * squares;
+            const float enough = fmaxf(params.tolerance * params.tolerance * squares, kLeastSquares);
             float direction = residual;
             for (uint32_t step = 0;; ++step) {
                 if (step == params.max_steps) {

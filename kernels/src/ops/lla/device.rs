@@ -167,7 +167,7 @@ pub enum LlaProbe {
 /// become small.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LlaRounds {
-    /// Norm of the residual at which a round ends, relative to its start.
+    /// Norm of the residual at which a round ends, relative to its start. Zero asks for as many steps as rounding allows.
     pub tolerance: f32,
     /// Steps of a round at most.
     pub max_steps: u32,

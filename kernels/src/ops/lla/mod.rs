@@ -50,7 +50,8 @@ pub enum Ridge<'a> {
 /// When a system counts as solved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LlaSolver {
-    /// Norm of the residual, relative to that of the right side, at which a query is finished. Zero asks for all steps.
+    /// Norm of the residual, relative to that of the right side, at which a query is finished. Zero asks for as
+    /// many steps as rounding allows.
     pub tolerance: f32,
     /// Most steps of a query. With none the result is softmax attention.
     pub max_iterations: usize,
@@ -94,7 +95,8 @@ pub struct LlaOutput {
 pub struct ParallaxOutput {
     /// `[rows, heads * value_dim]`
     pub output: Tensor,
-    /// Queries (heads of rows) that returned softmax attention because their probe, or its output, was not finite.
+    /// Queries (heads of rows) that returned softmax attention because their probe, or its output, was not finite. Scores
+    /// beyond f32 make that one not finite either.
     pub num_fallbacks: usize,
 }
 

@@ -407,7 +407,8 @@ struct Prefill {
             const float beta = sum / squares;
             squares = sum;
             each([&](int, int at) { direction[at] = residual[at] + beta * direction[at]; });
-            const bool wanting = sum > params.tolerance * params.tolerance * first_squares;
+            const float enough = params.tolerance * params.tolerance * first_squares;
+            const bool wanting = sum > fmaxf(enough, kLeastSquares);
             running = wanting && round_steps < params.max_steps;
             capped = capped || (wanting && !running);
         }

@@ -105,7 +105,8 @@ impl Segment {
         runs: impl Fn(Range<usize>) -> (usize, usize),
     ) {
         self.visible.clear();
-        self.visible.extend(visible);
+        // An empty range may lie beyond what the others see, for which there is no room.
+        self.visible.extend(visible.map(|range| if range.is_empty() { 0..0 } else { range }));
         let seen = || self.visible.iter().filter(|range| !range.is_empty());
         let start = seen().map(|range| range.start).min().unwrap_or(0);
         self.seen = start..seen().map(|range| range.end).max().unwrap_or(0);

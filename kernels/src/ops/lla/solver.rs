@@ -6,6 +6,10 @@
 use super::segment::{Lanes, Sums};
 use crate::cpu::{Kernel, LANES, Simd};
 
+/// Squared norm of a residual, of a right side of norm one, below which a query goes no further. Rounding has had the
+/// last word long before; the terms of smaller squares underflow, and a step, their ratio, could have any size.
+const LEAST_SQUARES: f32 = f32::MIN_POSITIVE / f32::EPSILON;
+
 /// Where a query stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -15,7 +19,8 @@ pub(super) enum Stage {
     Solved,
     /// The steps are used up.
     Capped,
-    /// Rounding has made a direction useless: `<p, A p>` is not positive.
+    /// Rounding has made a direction useless: `<p, A p>` is not positive, or the residual is below [`LEAST_SQUARES`] and
+    /// still above the tolerance.
     Frozen,
 }
 
@@ -228,6 +233,10 @@ impl Kernel for Step<'_> {
             progress.iterations += 1;
             if squares <= tolerance * tolerance * progress.first_residual {
                 progress.stage = Stage::Solved;
+                continue;
+            }
+            if squares < LEAST_SQUARES {
+                progress.stage = Stage::Frozen;
                 continue;
             }
             if progress.iterations >= max_iterations {

@@ -137,6 +137,20 @@ fn packed_sequences_of_one() {
     assert_within(vector_error(&wide(&out[..8]), &wide(&case.values[..8]), 8), 1e-6, "one key");
 }
 
+/// Rows without keys take nothing from the rows that share their tile, wherever their empty ranges lie.
+#[test]
+fn rows_that_see_nothing_anywhere() {
+    let row = |visible_start, visible_end| LlaRow { table: 0, visible_start, visible_end };
+    for empty in [0, 1, 16, 40, 64, 65, 470, 1000, 1023, 1024, 1025, 1399, 1400] {
+        for rows in [[row(empty, empty), row(0, 30), row(3, 33)], [row(0, 30), row(3, 33), row(empty, empty)]] {
+            let plan = LlaPlan::new(vec![vec![0]], rows.to_vec(), 1400).unwrap();
+            let case = Case::new(shape(2, 1, 16, 8), plan, 1, empty as u64);
+            let (out, _) = survive(&case, "empty row");
+            assert_within(error(&case, &out), 1e-4, &format!("{rows:?}"));
+        }
+    }
+}
+
 #[test]
 fn lengths_around_powers_of_two() {
     for len in [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129] {

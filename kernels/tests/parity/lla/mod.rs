@@ -1,6 +1,7 @@
 //! Local linear attention: the golden vectors, the laws of the operator, inputs made to break it.
 
 mod adversarial;
+mod any_plan;
 mod golden;
 mod invariance;
 mod properties;

@@ -242,6 +242,22 @@ fn probes_grow_with_the_steps() {
     }
 }
 
+/// Squares of residuals that no rounding reaches underflow; what is divided by them must not become the solution.
+#[test]
+fn steps_beyond_rounding_change_nothing() {
+    for tolerance in [0.0, 1e-38, 1e-30, 1e-20] {
+        for (ridge, seed) in [(1.0, 41), (0.1, 42), (0.01, 43)] {
+            let mut case = Case::causal(shape(2, 1, 16, 8), 60, seed).with_ridge(ridge);
+            let expected = flat(&case.run().output);
+            case.solver.tolerance = tolerance;
+            let out = case.run();
+            assert_eq!((out.report.num_capped, out.report.num_fallbacks), (0, 0), "{tolerance:e}, ridge {ridge}");
+            let error = vector_error(&wide(&flat(&out.output)), &wide(&expected), 8);
+            assert_within(error, 1e-3, &format!("tolerance {tolerance:e}, ridge {ridge}"));
+        }
+    }
+}
+
 #[test]
 fn its_own_probe_makes_parallax_local_linear_attention() {
     let case = Case::causal(shape(4, 2, 16, 8), 50, 32);

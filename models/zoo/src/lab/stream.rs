@@ -185,12 +185,15 @@ impl Streams {
 
 /// Tunes every estimator on validation streams and reports it on test streams.
 pub fn stream(settings: &StreamSettings) -> Result<Vec<Tuned>, ZooError> {
-    let StreamSettings { dim, segments, segment_len, validation, test, .. } = *settings;
+    let StreamSettings { dim, segments, segment_len, spread, noise, validation, test } = *settings;
     if [dim, segments, segment_len, validation, test].contains(&0) {
         return Err(ZooError::Settings("sizes and counts of streams start at 1".into()));
     }
     if !segment_len.is_multiple_of(SPAN) {
         return Err(ZooError::Settings(format!("a segment of {segment_len} pairs is not a multiple of {SPAN}")));
+    }
+    if [spread, noise].iter().any(|deviation| !(*deviation >= 0.0 && deviation.is_finite())) {
+        return Err(ZooError::Settings(format!("deviations of {spread} and {noise} are not finite and at least 0")));
     }
     let for_tuning = draw(settings, 0..validation as u64);
     let for_test = draw(settings, validation as u64..(validation + test) as u64);
@@ -200,11 +203,13 @@ pub fn stream(settings: &StreamSettings) -> Result<Vec<Tuned>, ZooError> {
         let mut best: Option<(f64, (f32, f32))> = None;
         for setting in estimator.grid() {
             let error = mean(&for_tuning.errors(&for_tuning.guesses(estimator, setting)?));
-            if best.is_none_or(|(least, _)| error < least) {
+            // A setting whose systems f32 cannot solve is none to choose.
+            if error.is_finite() && best.is_none_or(|(least, _)| error < least) {
                 best = Some((error, setting));
             }
         }
-        let (_, (scale, ridge)) = best.ok_or_else(|| ZooError::Settings("an empty grid".into()))?;
+        let (_, (scale, ridge)) =
+            best.ok_or_else(|| ZooError::Settings(format!("no setting of {estimator} gives a finite error")))?;
         let errors = for_test.errors(&for_test.guesses(estimator, (scale, ridge))?);
         Ok(Tuned { estimator, scale, ridge, errors })
     });
@@ -226,5 +231,21 @@ mod tests {
                 Estimator::LinearAttention | Estimator::LocalConstant => assert!(late > 1e-3, "{tuned:?}: {late}"),
             }
         }
+    }
+
+    #[test]
+    fn deviations_that_cannot_be_are_refused() {
+        let usual =
+            StreamSettings { dim: 4, segments: 1, segment_len: 16, validation: 1, test: 1, ..Default::default() };
+        for settings in [
+            StreamSettings { noise: f32::NAN, ..usual },
+            StreamSettings { noise: -0.1, ..usual },
+            StreamSettings { spread: f32::INFINITY, ..usual },
+        ] {
+            assert!(stream(&settings).unwrap_err().to_string().contains("not finite and at least 0"));
+        }
+        // Finite, and a value of more than one deviation is not.
+        let error = stream(&StreamSettings { noise: f32::MAX, ..usual }).unwrap_err().to_string();
+        assert!(error.contains("gives a finite error"), "{error}");
     }
 }

@@ -93,7 +93,7 @@ impl Totals {
         for ((total, lost), watts) in self.microjoules.iter_mut().zip(&mut self.lost).zip(interval.watts) {
             match watts {
                 Some(watts) if watts <= MAX_WATTS => *total += watts * interval.time.as_secs_f64() * 1e6,
-                _ => *lost = Some(Unavailable::Implausible),
+                _ => *lost = Some(lost.unwrap_or(Unavailable::Implausible)),
             }
         }
         self.updated = Instant::now();
@@ -276,9 +276,14 @@ mod tests {
         meter.send(interval([10.0; 5])).unwrap();
         becomes(&mut apple, "apple:cpu", Err(Unavailable::ReadFailed));
         becomes(&mut apple, "apple:cpu", Ok(Raw::Counter(10_000_000)));
+        assert_eq!(apple.read("apple:gpu"), Err(Unavailable::ReadFailed));
+        assert_eq!(apple.read("apple:gpu"), Ok(Raw::Counter(10_000_000)));
+        // Nothing is known of a chip whose CPU used nothing.
         meter.send(interval([0.0, 5.0, 5.0, 5.0, 5.0])).unwrap();
-        becomes(&mut apple, "apple:gpu", Err(Unavailable::ReadFailed));
         becomes(&mut apple, "apple:gpu", Err(Unavailable::Implausible));
+        assert_eq!(apple.read("apple:gpu"), Ok(Raw::Counter(10_000_000)));
+        assert_eq!(apple.read("apple:dram"), Err(Unavailable::ReadFailed));
+        assert_eq!(apple.read("apple:dram"), Ok(Raw::Counter(12_500_000)));
     }
 
     #[test]

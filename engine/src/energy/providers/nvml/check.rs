@@ -102,13 +102,16 @@ impl Comparison {
     }
 }
 
+/// Against a mean, a comparison may fail because the load moved; not so often in a row.
+const FAILURES_OF_MEANS: u32 = 3;
+
 /// Compares once the device is busy, as an error of rate may not show at rest.
 #[derive(Debug)]
 pub(crate) struct BusyCheck {
     averaging: Duration,
     busy_watts: Option<f64>,
     looked: Option<Nanos>,
-    busy_since: Option<Nanos>,
+    busy: bool,
     comparison: Comparison,
     failures: u32,
     done: bool,
@@ -121,7 +124,7 @@ impl BusyCheck {
             averaging: averaging.unwrap_or_default(),
             busy_watts: watts.map(|watts| watts * BUSY_FACTOR),
             looked: None,
-            busy_since: None,
+            busy: false,
             comparison: Comparison::default(),
             failures: 0,
             done: false,
@@ -131,37 +134,84 @@ impl BusyCheck {
     /// Whether power is to be read along with the counter now.
     pub(crate) fn wants_power(&self, now: Nanos) -> bool {
         let looked = self.looked.is_some_and(|looked| now.since(looked) < LOOK_PERIOD);
-        !self.done && (self.busy_since.is_some() || !looked)
+        !self.done && (self.busy || !looked)
     }
 
     /// Takes counter and power; `Some(false)` if the counter is wrong.
     pub(crate) fn add(&mut self, now: Nanos, energy_mj: u64, watts: f64) -> Option<bool> {
-        let pause = self.looked.replace(now).is_none_or(|looked| now.since(looked) > MAX_STEP);
-        if pause {
-            self.busy_since = None;
+        let paused = self.looked.replace(now).is_none_or(|looked| now.since(looked) > MAX_STEP);
+        if paused || !self.busy {
+            self.busy = self.busy_watts.is_none_or(|busy| watts >= busy);
+            self.comparison = Comparison::default();
         }
-        let Some(since) = self.busy_since else {
-            if self.busy_watts.is_none_or(|busy| watts >= busy) {
-                self.busy_since = Some(now);
-                self.comparison = Comparison::default();
-                self.comparison.add(now, energy_mj, Some(watts));
-            }
-            return None;
-        };
-        // A mean still holds the time before the work began.
-        if now.since(since) < self.averaging {
+        if !self.busy {
             return None;
         }
         self.comparison.add(now, energy_mj, Some(watts));
+        // A mean lags by half its time: over this span that is an error of a fifth at most when work begins.
         if self.comparison.span() < SPAN + 2 * self.averaging {
             return None;
         }
         let agrees = std::mem::take(&mut self.comparison).agrees()?;
-        self.busy_since = None;
+        self.busy = false;
         self.failures = if agrees { 0 } else { self.failures + 1 };
-        // Against a mean, one comparison may fail because the load moved.
-        let believed = agrees || self.failures >= if self.averaging.is_zero() { 1 } else { 2 };
-        self.done = believed;
-        believed.then_some(agrees)
+        let enough = if self.averaging.is_zero() { 1 } else { FAILURES_OF_MEANS };
+        self.done = agrees || self.failures >= enough;
+        self.done.then_some(agrees)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(20);
+    const NOTHING: [bool; 0] = [];
+
+    /// Looks every 20 ms for `steps`; returns what was decided and when the time is over.
+    fn look(check: &mut BusyCheck, from: usize, steps: usize, watts: f64, counted: f64) -> Vec<bool> {
+        let at = |step: usize| Nanos(u64::try_from(STEP.as_nanos()).unwrap() * step as u64);
+        let energy = |step: usize| (counted * STEP.as_secs_f64() * 1000.0) as u64 * step as u64;
+        (from..from + steps)
+            .filter_map(
+                |step| {
+                    if check.wants_power(at(step)) { check.add(at(step), energy(step), watts) } else { None }
+                },
+            )
+            .collect()
+    }
+
+    #[test]
+    fn a_device_at_rest_is_only_looked_at() {
+        let mut check = BusyCheck::new(None, Some(50.0));
+        assert_eq!(look(&mut check, 0, 500, 60.0, 600.0), NOTHING);
+        assert!(!check.wants_power(Nanos(9_999_000_000)), "once a second");
+        assert_eq!(look(&mut check, 500, 500, 100.0, 100.0), [true]);
+        assert!(!check.wants_power(Nanos(99_000_000_000)), "and never again");
+    }
+
+    #[test]
+    fn against_the_power_of_the_moment_one_comparison_decides() {
+        let mut check = BusyCheck::new(None, None);
+        assert_eq!(look(&mut check, 0, 30, 100.0, 400.0), [false]);
+    }
+
+    #[test]
+    fn against_a_mean_one_comparison_is_not_enough() {
+        let averaging = Some(Duration::from_secs(1));
+        let mut check = BusyCheck::new(averaging, Some(50.0));
+        assert_eq!(look(&mut check, 0, 150, 100.0, 400.0), NOTHING);
+        assert_eq!(look(&mut check, 150, 250, 100.0, 100.0), [true]);
+        let mut check = BusyCheck::new(averaging, Some(50.0));
+        assert_eq!(look(&mut check, 0, 1000, 100.0, 400.0), [false]);
+    }
+
+    #[test]
+    fn a_pause_or_a_counter_that_went_back_begins_anew() {
+        let mut comparison = Comparison::default();
+        for (at_ms, energy) in [(0, 0), (100, 10_000), (200, 20_000), (900, 90_000), (1000, 5)] {
+            comparison.add(Nanos(at_ms * 1_000_000), energy, Some(100.0));
+            assert_eq!(comparison.ratio(), (at_ms == 200).then_some(1.0), "{at_ms} ms");
+        }
     }
 }

@@ -284,7 +284,10 @@ impl EnergyProvider for NvmlGpus {
         }
         if unknown.is_some() || found.is_empty() {
             let domain = unknown.map_or_else(|| "nvml".into(), |name| format!("nvml:{name}"));
-            found.push(Err(missing(&domain, Unavailable::NoSensor, HIDDEN_REMEDY)));
+            let hidden = missing(&domain, Unavailable::NoSensor, HIDDEN_REMEDY);
+            // CUDA would use an instance, so that its energy is missing; a name of nothing only ends the list.
+            let in_use = found.is_empty() || unknown.is_some_and(|name| name.starts_with("MIG-"));
+            found.push(Err(if in_use { hidden } else { Missing { bases: &[], ..hidden } }));
         }
         found
     }

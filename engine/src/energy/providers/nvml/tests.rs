@@ -403,6 +403,11 @@ fn the_order_is_that_of_cuda_and_hidden_devices_are_not_read() {
 
     assert_eq!(lost(machine.provider(Some("")).discover()), ("nvml".into(), Unavailable::NoSensor));
     assert_eq!(lost(machine.provider(Some("MIG-x,0")).discover()), ("nvml:MIG-x".into(), Unavailable::NoSensor));
+    for (spec, bases) in [("0,MIG-x", GPU), ("0,9", &[])] {
+        let found = machine.provider(Some(spec)).discover();
+        assert_eq!(found[0].as_ref().unwrap().id, "nvml:GPU-0");
+        assert_eq!(found[1].as_ref().unwrap_err().bases, bases, "{spec}");
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
-use std::io::ErrorKind;
+use std::{io::ErrorKind, thread, time::Instant};
 
 use super::*;
 use crate::{
-    energy::providers::files::fake::FailingFiles,
+    energy::providers::files::{SystemFiles, fake::FailingFiles},
     testing::{PowercapTree, PowercapZone, USUAL_RANGE_UJ},
 };
 
@@ -294,4 +294,53 @@ fn the_hypervisor_is_a_flag_of_the_processor() {
     assert_eq!(Machine::from_cpuinfo(&guest.replace("hypervisor ", "")), Machine::Physical);
     assert_eq!(Machine::from_cpuinfo("processor\t: 0\nFeatures\t: fp asimd\n"), Machine::Unknown);
     assert_eq!(Machine::from_cpuinfo(""), Machine::Unknown);
+}
+
+#[test]
+fn this_machine_gives_counters_or_reasons() {
+    let machine = Machine::read(&SystemFiles);
+    let mut provider = Powercap::new("/sys/class/powercap".into(), Arc::new(SystemFiles), machine, Basis::Cpu);
+    let found = provider.discover();
+    assert!(!found.is_empty());
+    for found in found {
+        match found {
+            Ok(domain) => assert!(matches!(provider.read(&domain.id), Ok(Raw::Counter(_))), "{domain:?}"),
+            Err(missing) => assert!(!missing.remedy.is_empty(), "{missing:?}"),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a machine whose powercap tree can be read, and 10 quiet seconds"]
+fn work_on_all_cores_of_a_real_machine_costs_more_than_rest() {
+    let mut provider =
+        Powercap::new("/sys/class/powercap".into(), Arc::new(SystemFiles), Machine::Physical, Basis::Cpu);
+    let found = provider.discover();
+    assert_eq!(missing_of(&found), []);
+    let packages: Vec<String> = ids(&found, Basis::Cpu).into_iter().map(String::from).collect();
+    let mut watts = |what: &str| {
+        let mut read = || -> u64 {
+            let values = packages.iter().map(|id| provider.read(id).unwrap());
+            values.map(|value| if let Raw::Counter(microjoules) = value { microjoules } else { 0 }).sum()
+        };
+        let (start, before) = (Instant::now(), read());
+        thread::sleep(Duration::from_secs(5));
+        let watts = (read() - before) as f64 / 1e6 / start.elapsed().as_secs_f64();
+        println!("{what}: {watts} W");
+        watts
+    };
+    let rest = watts("at rest");
+    let until = Instant::now() + Duration::from_secs(7);
+    let work = move || {
+        let mut value = 1.0f64;
+        while Instant::now() < until {
+            (0..10_000).for_each(|_| value = std::hint::black_box(value.sin() + 1.0));
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let threads: Vec<_> = (0..cores).map(|_| thread::spawn(work)).collect();
+    thread::sleep(Duration::from_secs(1));
+    let busy = watts("at work");
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(busy > 1.3 * rest, "{busy} W at work, {rest} W at rest");
 }
