@@ -11,7 +11,7 @@ use engine::{
         Basis, Domain, EnergyMonitor, EnergyProvider, EnergySettings, Missing, Rail, Raw, Source, SourceClass,
         Unavailable,
     },
-    testing::metered,
+    testing::metered_with,
 };
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ async fn serve(energy: EnergyMonitor) -> Server {
 
 fn monitor(takes: Duration, left: usize) -> EnergyMonitor {
     let settings = EnergySettings { basis: Some(Basis::Cpu), idle_window: None, ..EnergySettings::default() };
-    metered(&settings, Box::new(OneRail { start: Instant::now(), takes, left })).unwrap()
+    metered_with(&settings, Box::new(OneRail { start: Instant::now(), takes, left })).unwrap()
 }
 
 fn text(stream: bool) -> Value {
