@@ -122,7 +122,7 @@ impl Frame<'_> {
             "net_mean_joules": figures.and(net).map(|net| net / answers as f64),
             "exclusive": exclusive.filter(|all| !all.is_empty()).map(|all| all.into_iter().all(|alone| alone)),
             "coverage_min": coverage, "resolution_limited": outcome.counts.resolution_limited,
-            "warmup_watts": self.rest.warmup_watts,
+            "warmup_watts": self.rest.warmup_watts, "active_share": outcome.active_share(),
         })
     }
 

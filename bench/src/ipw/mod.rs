@@ -40,6 +40,9 @@ use outcome::Outcome;
 use session::{Rest, Session, Shot, judge};
 use wire::{EnergyState, Method};
 
+/// Least share of the clients' time that the server should be at work in.
+const LEAST_ACTIVE: f64 = 0.8;
+
 pub(crate) fn run(args: &IpwArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let text = runtime.block_on(measure_all(args))?;
@@ -240,6 +243,14 @@ impl Measured<'_> {
         }
         let cached = |shot: &&Shot| shot.reply.as_ref().ok().and_then(|reply| reply.cached_tokens).unwrap_or(0);
         for (arm, outcome) in self.session.arms.iter().zip(outcomes) {
+            if let Some(share) = outcome.active_share().filter(|share| *share < LEAST_ACTIVE) {
+                warnings.push(format!(
+                    "{}: the server was at work in {:.0} % of the time that clients waited, and mean W is over all of it, so IPW \
+                     is too high by as much: ask for longer answers, or look for what delays them",
+                    arm.name,
+                    100.0 * share
+                ));
+            }
             let counts = outcome.counts;
             let mut warn = |count: usize, what: &str| {
                 if count > 0 {

@@ -116,6 +116,16 @@ impl<'a> Outcome<'a> {
         (seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
+    /// Share of the clients' time in which the server worked on their requests; `None` if it did not say.
+    pub(super) fn active_share(&self) -> Option<f64> {
+        let times = self
+            .shots
+            .iter()
+            .filter_map(|shot| Some((shot.energy()?.timing.active_seconds?, shot.reply.as_ref().ok()?.seconds)));
+        let (active, waited) = times.fold((0.0, 0.0), |sum, (active, waited)| (sum.0 + active, sum.1 + waited));
+        (waited > 0.0).then(|| active / waited)
+    }
+
     /// Figures of each run by itself, and their mean and sample standard deviation.
     pub(super) fn by_run(&self, runs: u32, method: Method) -> Value {
         let of = |run: u32| {

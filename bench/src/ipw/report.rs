@@ -88,7 +88,7 @@ pub(super) fn markdown(frame: &Frame<'_>, outcomes: &[Outcome<'_>], plots: &[&st
 const NOTES: &str = "\n## What the columns mean\n\n\
 - IPW is accuracy over the mean of the queries' own average powers, IPJ accuracy over mean energy of a query: ratios of \
 means. Power and energy are gross, idle power included, on the basis named above; other bases do not compare.\n\
-- Accuracy: Wilson's interval. IPW, IPJ and differences: percentiles of 10 000 resamples of queries. Energy on one machine \
+- Accuracy: Wilson's interval. IPW, IPJ and differences: percentiles of 10 000 resamples of queries; differences of accuracy: Agresti and Min where answers are right or wrong. Energy on one machine \
 carries the error of its sensor besides, which no interval here shows.\n\
 - An answer from which nothing can be read counts as wrong. A dash is unknown, not zero.\n";
 

@@ -89,6 +89,7 @@ fn the_figures_follow_from_the_records() {
     let accuracy = read(&folder.join("analysis/accuracy.json"));
     assert_eq!(accuracy["summary"]["intelligence_per_watt"], summary["efficiency"]["intelligence_per_watt"]);
     assert_eq!(accuracy["summary"]["energy_basis"], "soc");
+    assert!(text.contains("the server was at work in 0 %"), "{text}");
     let lines = &read(&folder.join("analysis/regression.json"))["data"]["regressions"];
     // 1 + i/4 joules at 4 + i tokens.
     close(&lines["output_tokens_vs_energy"]["slope"], 0.25);

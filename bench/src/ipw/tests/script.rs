@@ -124,7 +124,7 @@ fn energy(index: usize, basis: &str, is_final: bool) -> Value {
         "prefill_joules": 0.25, "decode_joules": 0.5, "coverage": 1.0, "resolution_limited": false, "exclusive": true,
         "domains": [{"domain": "rapl:package-0", "source": "rapl", "method": "counter", "joules": joules}],
         "attribution": {"mean_concurrency": 1.0},
-        "timing": {"queue_seconds": 0.0, "prefill_seconds": 0.01, "decode_seconds": 0.02}})
+        "timing": {"queue_seconds": 0.0, "prefill_seconds": 0.01, "decode_seconds": 0.02, "active_seconds": 1e-9}})
 }
 
 fn send(stream: &mut TcpStream, status: u16, body: &Value) {
