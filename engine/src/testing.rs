@@ -32,7 +32,10 @@ use crate::{
 ///
 /// # Errors
 /// As [`EnergyMonitor::start`].
-pub fn metered_with(settings: &EnergySettings, provider: Box<dyn EnergyProvider>) -> Result<EnergyMonitor, EnergyError> {
+pub fn metered_with(
+    settings: &EnergySettings,
+    provider: Box<dyn EnergyProvider>,
+) -> Result<EnergyMonitor, EnergyError> {
     EnergyMonitor::of(settings, provider)
 }
 

@@ -283,12 +283,10 @@ impl Measured<'_> {
             })
         };
         let evaluations: Vec<Evaluation> = self.shots.iter().filter_map(evaluation).collect();
-        let told = self
-            .session
-            .client
-            .post(&evaluations)
-            .await
-            .context("the report is written, but the server did not take the scores; --no-post leaves this out")?;
+        let told = self.session.client.post(&evaluations).await.context(
+            "the report is written, but the server did not take the scores: it remembers calls for its \
+                      --energy-retention; --no-post leaves this out",
+        )?;
         eprintln!("{told} scores posted");
         Ok(())
     }

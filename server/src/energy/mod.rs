@@ -21,6 +21,7 @@ use tracing::info;
 /// Logs what is read, what is not and why.
 pub(crate) fn announce(energy: &EnergyMonitor) {
     for line in energy.lines() {
-        info!("{line}");
+        // The log names its source by itself.
+        info!("{}", line.trim_start_matches("energy: "));
     }
 }
