@@ -103,7 +103,7 @@ pub(crate) async fn show(State(state): State<AppState>, headers: HeaderMap) -> R
     let format = Format::wanted(&headers);
     let text = match format {
         Format::OpenMetrics => text,
-        Format::Classic => classic::convert(&text),
+        Format::Classic => classic::convert(&text, !state.settings().metrics_compat.is_empty()),
     };
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()))], text).into_response())
 }

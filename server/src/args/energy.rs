@@ -147,7 +147,7 @@ pub struct EnergyArgs {
     /// [default: auto]
     #[arg(long, env = "LEAPFROG_ENERGY", value_enum, help_heading = "Energy")]
     pub energy: Option<EnergyMode>,
-    /// What may be read, with commas between: rapl, nvml, amdgpu, apple, battery [default: what the basis needs]
+    /// What may be read, with commas between: rapl, nvml, amdgpu, intel_gpu, apple, battery [default: what the basis needs]
     #[arg(long, env = "LEAPFROG_ENERGY_SOURCES", value_delimiter = ',', value_name = "LIST", help_heading = "Energy")]
     #[serde(deserialize_with = "one_or_many")]
     pub energy_sources: Vec<String>,

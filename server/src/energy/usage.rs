@@ -145,8 +145,8 @@ impl EnergyReport {
             energy_joules: joules,
             prefill_joules: prefill,
             decode_joules: energy.decode_uj.filter(|_| known).map(self::joules),
-            net_joules: energy.net_joules.filter(|_| known),
-            window_joules: energy.window_joules.filter(|_| known),
+            net_joules: energy.net_joules.filter(|_| known).map(whole_uj),
+            window_joules: energy.window_joules.filter(|_| known).map(whole_uj),
             power_watts: joules.and_then(|joules| ratio(joules, timing.active_seconds)),
             idle_power_watts: energy.idle_watts.filter(|_| known),
             joules_per_output_token: per(joules, work.completion_tokens),
@@ -211,6 +211,12 @@ impl From<DomainEnergy> for DomainReport {
 /// Microjoules in joules.
 pub(crate) fn joules(uj: u64) -> f64 {
     uj as f64 / 1e6
+}
+
+/// Joules in whole microjoules; what is less than half of one stays as it is instead of becoming zero.
+fn whole_uj(joules: f64) -> f64 {
+    let whole = (joules * 1e6).round() / 1e6;
+    if whole == 0.0 { joules } else { whole }
 }
 
 /// `None` if nothing was divided by.

@@ -2,12 +2,14 @@
 //! metrics are described: there a counter is called as its samples are, with the suffix `_total`.
 
 /// Rewrites a whole page, as the client library writes it: descriptions before their samples, no exemplars and no
-/// timestamps.
-pub(super) fn convert(openmetrics: &str) -> String {
+/// timestamps. Names with colons are those of other servers; checkers of this format take them for results of rules, so
+/// they are there only if `foreign` names are asked for.
+pub(super) fn convert(openmetrics: &str, foreign: bool) -> String {
     let mut page = String::with_capacity(openmetrics.len());
     // The line of help comes before the type that decides how the name is spelled.
     let mut help: Option<(&str, &str)> = None;
-    for line in openmetrics.lines() {
+    let is_shown = |line: &&str| foreign || !named(line).contains(':');
+    for line in openmetrics.lines().filter(is_shown) {
         if let Some(described) = line.strip_prefix("# HELP ") {
             help = described.split_once(' ');
         } else if let Some(described) = line.strip_prefix("# TYPE ") {
@@ -20,6 +22,12 @@ pub(super) fn convert(openmetrics: &str) -> String {
         }
     }
     page
+}
+
+/// The name that a description or a sample is of.
+fn named(line: &str) -> &str {
+    let line = ["# HELP ", "# TYPE ", "# UNIT "].iter().find_map(|start| line.strip_prefix(start)).unwrap_or(line);
+    line.split(['{', ' ']).next().unwrap_or_default()
 }
 
 fn describe(page: &mut String, name: &str, kind: &str, help: Option<&str>) {
@@ -93,7 +101,7 @@ wait_seconds_bucket{le="+Inf"} 1
 # TYPE build_info gauge
 build_info{version="1"} 1
 "#;
-        assert_eq!(convert(&page), expected, "{page}");
+        assert_eq!(convert(&page, true), expected, "{page}");
     }
 
     #[test]
@@ -101,6 +109,14 @@ build_info{version="1"} 1
         let page = "# TYPE a counter\n# UNIT a seconds\na_total 1\na_created 5\na_created{x=\"y\"} 5\n# TYPE b unknown\n\
                     b{c=\"d_created\"} 2\n# EOF\n";
         let expected = "# TYPE a_total counter\na_total 1\n# TYPE b untyped\nb{c=\"d_created\"} 2\n";
-        assert_eq!(convert(page), expected);
+        assert_eq!(convert(page, true), expected);
+    }
+
+    #[test]
+    fn names_of_other_servers_are_there_if_asked_for() {
+        let page =
+            "# HELP a:b Some.\n# TYPE a:b counter\na:b_total{x=\"1\"} 1\n# TYPE c gauge\nc{x=\"a:b\"} 2\n# EOF\n";
+        assert_eq!(convert(page, false), "# TYPE c gauge\nc{x=\"a:b\"} 2\n");
+        assert!(convert(page, true).contains("a:b_total{x=\"1\"} 1\n"));
     }
 }
