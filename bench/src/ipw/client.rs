@@ -194,7 +194,6 @@ impl Client {
                 let line: Vec<u8> = pending.drain(..=end).collect();
                 events.line(std::str::from_utf8(&line).context("the answer is not UTF-8")?.trim_end(), at)?;
             }
-            events.reply.seconds = at;
         }
         ensure!(events.done, "the connection ended in the middle of the answer");
         ensure!(!events.reply.id.is_empty(), "the answer has no id");
@@ -240,6 +239,8 @@ impl Events {
             reply.id = id.to_owned();
         }
         if let Some(choice) = chunk.pointer("/choices/0") {
+            // The usage that follows may wait for a sensor, and that is no part of the answer.
+            reply.seconds = at;
             let text = choice.pointer("/delta/content").and_then(Value::as_str).unwrap_or_default();
             if !text.is_empty() {
                 reply.text.push_str(text);

@@ -82,6 +82,9 @@ pub(super) struct DomainState {
     pub(super) status: Option<String>,
     pub(super) reason: Option<String>,
     pub(super) energy_uj: Option<u64>,
+    /// Moment up to which that counts.
+    pub(super) measured_ns: Option<u64>,
+    pub(super) gap_seconds: f64,
     /// Whether it is one of the basis, if the server tells it.
     pub(super) in_basis: Option<bool>,
     /// Of the device, if the server tells it.
@@ -144,6 +147,18 @@ impl Energy {
     }
 }
 
+impl DomainState {
+    /// Mean watts from `earlier` to this; `None` if it is lost, went back, was not measured all the time, or for less than
+    /// a second.
+    fn watts_since(&self, earlier: &Self) -> Option<f64> {
+        let is_read = |rail: &Self| rail.status.as_deref().is_none_or(|status| status == "ok");
+        let seconds = self.measured_ns?.checked_sub(earlier.measured_ns?)? as f64 / 1e9;
+        let joules = self.energy_uj?.checked_sub(earlier.energy_uj?)? as f64 / 1e6;
+        let is_whole = is_read(self) && is_read(earlier) && self.gap_seconds <= earlier.gap_seconds;
+        (is_whole && seconds >= 1.0).then_some(joules / seconds)
+    }
+}
+
 impl EnergyState {
     /// Whether the basis is measured, and if not, why.
     pub(super) fn available(&self) -> Result<&str, String> {
@@ -159,14 +174,14 @@ impl EnergyState {
         }
     }
 
+    fn members<'a>(&'a self, basis: &'a str) -> impl Iterator<Item = &'a DomainState> {
+        self.domains.iter().filter(move |rail| rail.in_basis.unwrap_or_else(|| in_basis(&rail.domain, basis)))
+    }
+
     /// Microjoules of the rails that make up the basis; `None` if one of them is missing.
     fn basis_uj(&self) -> Option<u64> {
         let basis = self.basis.as_deref()?;
-        let mut rails = self
-            .domains
-            .iter()
-            .filter(|rail| rail.in_basis.unwrap_or_else(|| in_basis(&rail.domain, basis)))
-            .peekable();
+        let mut rails = self.members(basis).peekable();
         rails.peek()?;
         rails.map(|rail| rail.energy_uj.filter(|_| rail.status.as_deref().is_none_or(|status| status == "ok"))).sum()
     }
@@ -176,6 +191,14 @@ impl EnergyState {
     pub(super) fn watts_since(&self, earlier: &Self) -> Option<f64> {
         if self.basis != earlier.basis {
             return None;
+        }
+        let basis = self.basis.as_deref()?;
+        let has_times = |state: &Self| state.domains.iter().any(|rail| rail.measured_ns.is_some());
+        if has_times(self) && has_times(earlier) {
+            // Each rail tells up to when it counts.
+            let mut rails = self.members(basis).peekable();
+            rails.peek()?;
+            return rails.map(|rail| rail.watts_since(earlier.domains.iter().find(|r| r.domain == rail.domain)?)).sum();
         }
         let seconds = self.monotonic_ns?.checked_sub(earlier.monotonic_ns?)? as f64 / 1e9;
         let joules = self.basis_uj()?.checked_sub(earlier.basis_uj()?)? as f64 / 1e6;
@@ -271,6 +294,25 @@ mod tests {
         assert_eq!(state(12, json!(1), 0).watts_since(&first), None, "a counter that went back");
         assert_eq!(state(10, json!(5_000_001), 0).watts_since(&first), None, "too short");
         assert_eq!(first.available(), Ok("cpu"));
+    }
+
+    #[test]
+    fn each_rail_has_its_own_time() {
+        let state = |now: u64, measured: u64, uj: u64, gap: f64| -> EnergyState {
+            let rail = json!({"domain": "rapl:package-0", "status": "ok", "energy_uj": uj, "gap_seconds": gap,
+                "measured_ns": measured * 1_000_000_000});
+            serde_json::from_value(json!({"status": "measured", "basis": "cpu", "monotonic_ns": now * 1_000_000_000,
+                "domains": [rail]}))
+            .unwrap()
+        };
+        let first = state(10, 10, 5_000_000, 0.5);
+        assert_eq!(
+            state(20, 18, 85_000_000, 0.5).watts_since(&first),
+            Some(10.0),
+            "80 J in 8 s, though 10 have passed"
+        );
+        assert_eq!(state(20, 10, 5_000_000, 0.5).watts_since(&first), None, "nothing was read");
+        assert_eq!(state(20, 18, 85_000_000, 0.6).watts_since(&first), None, "a gap");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! All state of metering, behind one lock: readings and steps go in, accounts come out. No clock and no sensor is touched
 //! here, so the same calls give the same accounts.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     attribution::{Division, Interval, divide},
@@ -14,7 +14,7 @@ use super::{
     settings::{Attribution, EnergySettings},
     steps::{Account, Phase, Share, StepLog},
     track::{Outcome, Track},
-    types::{Basis, Missing, Nanos, Raw, Unavailable},
+    types::{Basis, Missing, Nanos, Rail, Raw, Unavailable},
 };
 
 /// How long readings stay frequent after the last step.
@@ -52,6 +52,8 @@ pub(crate) struct Core {
     pub(crate) counts: Counts,
     pub(crate) evaluations: Evaluations,
     steps: StepLog,
+    /// Accelerators that steps have run on.
+    accelerators: BTreeSet<usize>,
     /// End of the last step.
     last_step: Option<Nanos>,
     /// When the sampler last came by.
@@ -83,6 +85,7 @@ impl Core {
             counts: Counts::new(),
             evaluations: Evaluations::default(),
             steps: StepLog::default(),
+            accelerators: BTreeSet::new(),
             last_step: None,
             last_tick: Nanos(0),
             sampler_cpu: Duration::ZERO,
@@ -123,6 +126,7 @@ impl Core {
 
     /// A step begins now. Its id, and whether the sampler should look at once.
     pub(crate) fn begin_step(&mut self, now: Nanos, accelerators: &[usize], shares: &[Share]) -> (u64, bool) {
+        self.accelerators.extend(accelerators);
         let wakes = !self.is_busy(now);
         let (id, forgotten) = self.steps.begin(now, accelerators, shares);
         if forgotten.is_some() {
@@ -160,10 +164,8 @@ impl Core {
             model.completion_tokens += completion_tokens;
         }
         if self.is_stale(now) {
-            // Nobody will come to read.
-            if let Some(account) = self.requests.get_mut(ticket) {
-                account.failed = Some(Unavailable::Stale);
-            }
+            // Nobody will come to read, for this one or for those that wait.
+            self.requests.fail_ended(Unavailable::Stale);
             self.settle(now, Nanos(u64::MAX));
         } else {
             self.settle(now, self.settled());
@@ -187,6 +189,7 @@ impl Core {
             None => {
                 track.gap += to.since(from);
                 track.baseline.disturb();
+                track.watts = None;
             }
             Some(energy_uj) => {
                 let idle_watts = track.baseline.watts();
@@ -256,7 +259,19 @@ impl Core {
         if tracks.peek().is_none() {
             return Err(self.nothing);
         }
+        if self.lacks_work() {
+            return Err(Unavailable::NotSupported);
+        }
         tracks.try_for_each(|track| track.state)
+    }
+
+    /// Whether the basis is of an accelerator on which no pass has run: nothing but zero could be said of requests.
+    pub(crate) fn lacks_work(&self) -> bool {
+        let is_unused = |track: &Track| match track.domain.rail {
+            Rail::Host => false,
+            Rail::Accelerator(index) => !self.accelerators.contains(&index),
+        };
+        matches!(self.basis, Basis::Gpu | Basis::GpuCpu) && self.in_basis().any(is_unused)
     }
 
     fn settle(&mut self, now: Nanos, settled: Nanos) {

@@ -120,6 +120,8 @@ pub struct DomainState {
     pub in_basis: bool,
     /// Measured since the start, in microjoules; `None` if it was never read.
     pub energy_uj: Option<u64>,
+    /// Moment up to which that counts, in nanoseconds since the monitor began.
+    pub measured_ns: Option<u64>,
     /// Mean power of the last closed interval.
     pub watts: Option<f64>,
     /// Power without work.

@@ -72,6 +72,9 @@ impl Core {
             return Status::Unavailable(missing.reason);
         }
         let Some(coverage) = coverage else { return Status::Unavailable(self.nothing) };
+        if self.lacks_work() {
+            return Status::Unavailable(Unavailable::NotSupported);
+        }
         if let Some(reason) = basis.iter().find_map(|index| asked.unknown(*index)) {
             return Status::Unavailable(reason);
         }
@@ -142,6 +145,7 @@ impl Core {
             exclusive: track.domain.exclusive,
             in_basis: track.domain.bases.contains(&self.basis),
             energy_uj: (track.was_read && state(track).is_ok()).then_some(track.measured_uj),
+            measured_ns: (track.was_read && state(track).is_ok()).then_some(track.resolved.0),
             watts: track.watts.filter(|_| state(track).is_ok()),
             idle_watts: track.baseline.watts(),
             idle_age: track.baseline.age(now),
@@ -158,6 +162,7 @@ impl Core {
             exclusive: false,
             in_basis: missing.bases.contains(&self.basis),
             energy_uj: None,
+            measured_ns: None,
             watts: None,
             idle_watts: None,
             idle_age: None,

@@ -85,7 +85,8 @@ impl Account {
         if total.is_zero() || known.is_zero() {
             return 1.0;
         }
-        1.0 - self.used[domain].gap.as_secs_f64() / total.as_secs_f64()
+        // A gap may also lie behind the last step, while the request waits for a slot again.
+        (1.0 - self.used[domain].gap.as_secs_f64() / total.as_secs_f64()).max(0.0)
     }
 
     /// The domain is known from `from` to `to`: it had measured `before_uj` and has used `energy_uj`, or nobody knows.
@@ -199,6 +200,15 @@ impl Requests {
     pub(crate) fn close(&mut self, ticket: Ticket, at: Nanos, prompt_tokens: u64, completion_tokens: u64) {
         if let Some(account) = self.accounts.get_mut(&ticket) {
             account.ended = Some(Ended { at, prompt_tokens, completion_tokens });
+        }
+    }
+
+    /// Nothing more will be known of the requests that wait for a reading.
+    pub(crate) fn fail_ended(&mut self, reason: Unavailable) {
+        for ticket in &self.live {
+            if let Some(account) = self.accounts.get_mut(ticket).filter(|account| account.ended.is_some()) {
+                account.failed = Some(reason);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! RAPL: the energy counters of Intel and AMD processors, through the powercap files of Linux.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -179,6 +179,7 @@ impl EnergyProvider for Powercap {
         }
         let mut found: Vec<Result<Domain, Missing>> = Vec::new();
         let mut names: BTreeMap<&[usize], String> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
         let mut hidden = false;
         for (numbers, folder) in &zones {
             let name = match text_in(&*self.files, &folder.join("name")) {
@@ -196,7 +197,7 @@ impl EnergyProvider for Powercap {
             let parent = (numbers.len() == 2).then(|| names.get(&numbers[..1]).map_or("", String::as_str));
             if let Some((mut id, bases)) = domain(&name, parent).filter(|_| numbers.len() <= 2) {
                 // Several zones of one name, such as `psys` of each socket.
-                if self.counters.contains_key(&id) {
+                if !seen.insert(id.clone()) {
                     id = format!("{id}@{}", numbers[0]);
                 }
                 found.push(self.counter(id, folder, bases));

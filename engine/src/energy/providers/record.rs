@@ -12,7 +12,7 @@ use std::{
 use super::trace;
 use crate::energy::{
     monitor::EnergyError,
-    types::{Clock, Domain, EnergyProvider, Missing, Nanos, Raw, Unavailable},
+    types::{Clock, Domain, EnergyProvider, Missing, Nanos, Raw, SourceClass, Unavailable},
 };
 
 /// What may be lost if the process is killed.
@@ -22,7 +22,7 @@ const FLUSH_PERIOD: Duration = Duration::from_secs(1);
 /// readings go on.
 pub(crate) struct Recorder {
     providers: Vec<Box<dyn EnergyProvider>>,
-    owners: BTreeMap<String, usize>,
+    owners: BTreeMap<String, (usize, SourceClass)>,
     /// `None` after an error.
     file: Option<BufWriter<File>>,
     path: PathBuf,
@@ -77,7 +77,7 @@ impl EnergyProvider for Recorder {
         for (index, provider) in self.providers.iter_mut().enumerate() {
             for domain in provider.discover() {
                 if let Ok(domain) = &domain {
-                    self.owners.insert(domain.id.clone(), index);
+                    self.owners.insert(domain.id.clone(), (index, domain.class));
                 }
                 found.push(domain);
             }
@@ -93,14 +93,14 @@ impl EnergyProvider for Recorder {
     }
 
     fn read(&mut self, domain: &str) -> Result<Raw, Unavailable> {
-        let owner = self.owners.get(domain).ok_or(Unavailable::NoSensor)?;
-        let reading = self.providers.get_mut(*owner).ok_or(Unavailable::NoSensor)?.read(domain);
+        let (owner, class) = *self.owners.get(domain).ok_or(Unavailable::NoSensor)?;
+        let reading = self.providers.get_mut(owner).ok_or(Unavailable::NoSensor)?.read(domain);
         let (now, suspended) = (self.clock.now(), self.clock.suspended());
         if suspended != self.suspended {
             self.suspended = suspended;
             self.write(|file| writeln!(file, "{},{},{}", now.0, trace::SUSPENDED, suspended.as_nanos()));
         }
-        self.write(|file| writeln!(file, "{},{domain},{}", now.0, trace::reading_text(reading)));
+        self.write(|file| writeln!(file, "{},{domain},{}", now.0, trace::reading_text(reading, class)));
         if now.since(self.flushed) >= FLUSH_PERIOD {
             self.flushed = now;
             self.write(|file| file.flush());
@@ -109,7 +109,7 @@ impl EnergyProvider for Recorder {
     }
 
     fn foreign_processes(&mut self, domain: &str) -> Option<usize> {
-        self.providers.get_mut(*self.owners.get(domain)?)?.foreign_processes(domain)
+        self.providers.get_mut(self.owners.get(domain)?.0)?.foreign_processes(domain)
     }
 }
 

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! `t_ns` is the sampler's time in nanoseconds; it never goes back. A reading is a whole number of microjoules for a domain
-//! of class `counter`, watts with a fraction for `power` and `interval_mean`, or `!` and the reason why there was none.
+//! of class `counter` (or `61.5W`, the power, once the counter was found wrong), watts for `power` and `interval_mean`, or `!` and the reason why there was none.
 //! `@suspended` is how long the machine has slept so far, in nanoseconds; it is written when that has changed. `none`
 //! stands for what is not known. A domain of class `power` may have `averaging_ns`.
 
@@ -72,11 +72,12 @@ pub(super) fn describe(found: &Result<Domain, Missing>) -> Option<String> {
 }
 
 /// What a reading is written as.
-pub(super) fn reading_text(reading: Result<Raw, Unavailable>) -> String {
-    match reading {
-        Ok(Raw::Counter(microjoules)) => microjoules.to_string(),
-        Ok(Raw::Watts(watts)) => watts.to_string(),
-        Err(reason) => format!("!{reason}"),
+pub(super) fn reading_text(reading: Result<Raw, Unavailable>, class: SourceClass) -> String {
+    match (reading, class) {
+        (Ok(Raw::Counter(microjoules)), _) => microjoules.to_string(),
+        (Ok(Raw::Watts(watts)), SourceClass::Counter { .. }) => format!("{watts}W"),
+        (Ok(Raw::Watts(watts)), _) => watts.to_string(),
+        (Err(reason), _) => format!("!{reason}"),
     }
 }
 
@@ -86,7 +87,10 @@ pub(super) fn parse_reading(text: &str, class: SourceClass) -> Result<Result<Raw
         return Ok(Err(reason(name)?));
     }
     Ok(Ok(match class {
-        SourceClass::Counter { .. } => Raw::Counter(number(text, "a whole number of microjoules")?),
+        SourceClass::Counter { .. } => match text.strip_suffix('W') {
+            Some(watts) => Raw::Watts(number(watts, "watts")?),
+            None => Raw::Counter(number(text, "a whole number of microjoules")?),
+        },
         SourceClass::IntervalMean | SourceClass::InstantPower { .. } => Raw::Watts(number(text, "watts")?),
     }))
 }
@@ -125,8 +129,9 @@ fn parse_domain(rest: &str) -> Result<Domain, String> {
         }
     };
     let max_watts: f64 = number(fields.get("max_watts")?, "watts")?;
-    if max_watts.is_nan() || max_watts <= 0.0 {
-        return Err("`max_watts` must be above 0".into());
+    // The bound keeps sums of microjoules far from their end.
+    if !(max_watts > 0.0 && max_watts <= 1e6) {
+        return Err("`max_watts` must be above 0 and at most 1e6".into());
     }
     source(fields.get("source")?)?;
     Ok(Domain {

@@ -193,6 +193,15 @@ fn trace(readings: &str) -> String {
 }
 
 #[test]
+fn the_power_of_a_wrong_counter_stays_power() {
+    let class = SourceClass::Counter { modulus_uj: None };
+    for reading in [Ok(Raw::Watts(61.0)), Ok(Raw::Watts(61.5)), Ok(Raw::Counter(61)), Err(Unavailable::Implausible)] {
+        let text = super::trace::reading_text(reading, class);
+        assert_eq!(super::trace::parse_reading(&text, class), Ok(reading), "{text}");
+    }
+}
+
+#[test]
 fn a_line_that_is_wrong_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("trace");
@@ -216,6 +225,8 @@ fn a_line_that_is_wrong_is_named() {
         (HEAD.replace("bases=gpu,gpu+cpu", "bases=gpu,cup"), 3, "no basis is called `cup`"),
         (HEAD.replace("source=nvml", "source=tea"), 3, "no source is called `tea`"),
         (HEAD.replace("max_watts=1500", "max_watts=NaN"), 3, "above 0"),
+        (HEAD.replace("max_watts=1500", "max_watts=inf"), 3, "at most 1e6"),
+        (trace("1,rapl:package-0,manyW\n"), 6, "`many` is not watts"),
         (HEAD.replace("rail=host", "rail=train"), 2, "a rail is"),
     ] {
         fs::write(&path, &text).unwrap();

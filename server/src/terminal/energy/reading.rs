@@ -27,6 +27,8 @@ struct Domain {
     in_basis: bool,
     class: Option<String>,
     energy_uj: Option<u64>,
+    #[serde(default)]
+    measured_ns: Option<u64>,
     idle_power_watts: Option<f64>,
     update_period_seconds: Option<f64>,
 }
@@ -149,6 +151,12 @@ impl Rail {
         let uj =
             if now.reason.is_none() { grown(before.and_then(|before| before.energy_uj), now.energy_uj) } else { None };
         let joules = uj.map(joules);
+        // Rails are read less often than a reading may be asked for; each tells up to when it counts.
+        let of = |domain: &Domain| domain.measured_ns;
+        let span = match (before.and_then(of), of(now)) {
+            (Some(before), Some(now)) => now.checked_sub(before).map(|nanos| nanos as f64 / 1e9),
+            _ => seconds,
+        };
         Self {
             domain: now.domain.clone(),
             reason: now.reason.clone(),
@@ -156,7 +164,7 @@ impl Rail {
             in_basis: now.in_basis,
             class: now.class.clone(),
             update_period_seconds: now.update_period_seconds,
-            watts: joules.zip(seconds).map(|(joules, seconds)| joules / seconds),
+            watts: joules.zip(span.filter(|span| *span > 0.0)).map(|(joules, span)| joules / span),
             idle_watts: now.idle_power_watts,
             joules,
             total_joules: now.energy_uj.map(self::joules),

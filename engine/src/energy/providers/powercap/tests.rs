@@ -103,6 +103,12 @@ fn sensors_of_the_same_name_stay_apart() {
     });
     let (_, found) = fixture.discover();
     assert_eq!(ids(&found, Basis::Platform), ["rapl:psys", "rapl:psys@2"]);
+    // Those that may not be read as well: a name stands for one series.
+    for zone in ["intel-rapl:1", "intel-rapl:2"] {
+        fixture.files.fail(fixture.energy(zone), ErrorKind::PermissionDenied);
+    }
+    let missing: Vec<_> = missing_of(&fixture.discover().1).into_iter().map(|(id, _)| id.to_owned()).collect();
+    assert_eq!(missing, ["rapl:psys", "rapl:psys@2"]);
 }
 
 #[test]
