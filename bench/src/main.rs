@@ -4,12 +4,13 @@
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
 //! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
 //! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
-//! drives a running server with many clients that come and go.
+//! drives a running server with many clients that come and go. `ipw` asks a running server for accuracy and energy per query.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
 mod canvas;
 mod hardware;
+mod ipw;
 mod lla;
 mod llama;
 mod llama_diffusion;
@@ -53,6 +54,8 @@ enum Command {
     Lla(lla::LlaArgs),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
+    /// Accuracy per watt and per joule of each strategy of a running server, as the paper "Intelligence per Watt" defines them.
+    Ipw(Box<ipw::IpwArgs>),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -64,5 +67,6 @@ fn main() -> anyhow::Result<()> {
         Command::Mixers(args) => mixers::run(&args),
         Command::Lla(args) => lla::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Ipw(args) => ipw::run(&args),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::stats::Estimate;
+
 /// Size of the picture and of the area inside the axes, in pixels.
 const SIZE: (f64, f64) = (820.0, 500.0);
 const AREA: (f64, f64, f64, f64) = (70.0, 50.0, 560.0, 450.0);
@@ -71,7 +73,7 @@ impl Axis {
             .filter(|value| value.is_finite())
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
         let (low, high) = if low.is_finite() { (low, high) } else { (0.0, 1.0) };
-        let rough = ((high - low) / 6.0).max(1e-6);
+        let rough = ((high - low) / 6.0).max(1e-9);
         let magnitude = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude).into_iter().find(|step| *step >= rough);
         let step = step.unwrap_or(10.0 * magnitude);
@@ -171,6 +173,61 @@ pub(crate) fn scatter(captions: &Captions<'_>, series: &[Series]) -> Result<Stri
             at - 4.0,
             right + 32.0,
             at,
+            escape(name)
+        )?;
+    }
+    svg.push_str("</svg>\n");
+    Ok(svg)
+}
+
+/// Bars with their intervals: name, colour, figure.
+pub(crate) fn bars(title: &str, y_label: &str, rows: &[(&str, &str, Estimate)]) -> Result<String, std::fmt::Error> {
+    let (left, top, right, bottom) = AREA;
+    let y = Axis::new(rows.iter().map(|row| row.2.high).chain([0.0]), bottom, top);
+    let mut svg = String::new();
+    writeln!(
+        svg,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {} {}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"{left}\" y=\"28\" font-size=\"15\">{}</text>\n\
+         <text transform=\"translate(14 {}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+        SIZE.0,
+        SIZE.1,
+        escape(title),
+        (top + bottom) / 2.0,
+        escape(y_label)
+    )?;
+    for tick in y.ticks() {
+        let at = y.at(tick);
+        writeln!(
+            svg,
+            "<path d=\"M{left} {at:.1}H{right}\" stroke=\"#ddd\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            left - 8.0,
+            at + 4.0,
+            short(tick)
+        )?;
+    }
+    let step = (right - left) / rows.len().max(1) as f64;
+    for (index, (name, colour, figure)) in rows.iter().enumerate() {
+        let middle = left + step * (index as f64 + 0.5);
+        let width = step.min(120.0) * 0.6;
+        writeln!(
+            svg,
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{:.1}\" fill=\"{colour}\" fill-opacity=\"0.8\">\
+             <title>{}: {:.6} ({:.6} to {:.6})</title></rect>\
+             <path d=\"M{middle:.1} {:.1}V{:.1}\" stroke=\"black\"/>\
+             <text x=\"{middle:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+            middle - width / 2.0,
+            y.at(figure.value),
+            bottom - y.at(figure.value),
+            escape(name),
+            figure.value,
+            figure.low,
+            figure.high,
+            y.at(figure.low),
+            y.at(figure.high),
+            bottom + 18.0,
             escape(name)
         )?;
     }

@@ -79,18 +79,24 @@ pub(crate) fn student(values: &[f64]) -> Option<Estimate> {
 
 /// Share of `hits` in `trials` with Wilson's score interval; `None` without trials.
 pub(crate) fn wilson(hits: usize, trials: usize) -> Option<Estimate> {
+    wilson_share(hits as f64 / trials as f64, trials)
+}
+
+/// Wilson's score interval around a share that need not be whole hits: the mean of `trials` scores from 0 to 1. `None`
+/// without trials.
+pub(crate) fn wilson_share(share: f64, trials: usize) -> Option<Estimate> {
     if trials == 0 {
         return None;
     }
-    let (n, share) = (trials as f64, hits as f64 / trials as f64);
+    let n = trials as f64;
     let scale = 1.0 + Z95 * Z95 / n;
     let centre = (share + Z95 * Z95 / (2.0 * n)) / scale;
     let half = Z95 / scale * (share * (1.0 - share) / n + Z95 * Z95 / (4.0 * n * n)).sqrt();
     // At the ends the formula gives exactly 0 and 1, but for rounding.
     Some(Estimate {
         value: share,
-        low: if hits == 0 { 0.0 } else { centre - half },
-        high: if hits == trials { 1.0 } else { centre + half },
+        low: if share == 0.0 { 0.0 } else { centre - half },
+        high: if share == 1.0 { 1.0 } else { centre + half },
     })
 }
 
@@ -171,7 +177,7 @@ impl SplitMix {
     }
 
     /// Less than `bound`, which is far below 2^32.
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (((self.next() >> 32) * bound as u64) >> 32) as usize
     }
 }

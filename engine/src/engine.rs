@@ -21,10 +21,11 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     cost::CostTable,
     decode::{Ar, Decoder, Diffusion, DiffusionConfig, Jacobi, JacobiConfig},
+    energy::{Arithmetic, EnergyMonitor, EngineMeter, SystemCause},
     error::{EngineError, SubmitError},
     event::Event,
     exposition::Exposition,
-    metrics::Metrics,
+    metrics::{CanvasMetrics, Metrics},
     pages::PagePool,
     request::{DiffusionOptions, GuessRule, Request, Strategy, WindowPolicy},
     scheduler::RowBudget,
@@ -157,7 +158,16 @@ impl EventStream {
 impl Engine {
     /// Reserves the KV cache, measures what a pass costs and starts the device thread. Blocks for a few seconds.
     pub fn start(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        Self::start_with(model, settings, None)
+        Self::start_metered(model, settings, &EnergyMonitor::off())
+    }
+
+    /// The same with a monitor that says what each request costs. All engines of a process share one.
+    pub fn start_metered(
+        model: LoadedModel,
+        settings: EngineSettings,
+        energy: &EnergyMonitor,
+    ) -> Result<Self, EngineError> {
+        Self::start_with(model, settings, None, energy)
     }
 
     /// The same with a decoder of the caller's choice for every request.
@@ -165,8 +175,9 @@ impl Engine {
         model: LoadedModel,
         settings: EngineSettings,
         make_decoder: Option<DecoderFactory>,
+        energy: &EnergyMonitor,
     ) -> Result<Self, EngineError> {
-        let (worker, shared, commands, pool) = prepare(model, &settings, make_decoder)?;
+        let (worker, shared, commands, pool) = prepare(model, &settings, make_decoder, energy)?;
         thread::Builder::new()
             .name("leapfrog-device".into())
             // Kernels run on the pool of the thread that calls them, so the whole loop lives inside it.
@@ -232,6 +243,7 @@ impl Engine {
     pub fn register_metrics(engines: &[Self], registry: &mut Registry) {
         let metrics = |engine: &Self| (engine.shared.info.id.clone(), engine.shared.metrics.clone());
         let exposition = Exposition(engines.iter().map(metrics).collect());
+        registry.register_collector(Box::new(exposition.canvases()));
         registry.sub_registry_with_prefix("leapfrog").register_collector(Box::new(exposition));
     }
 
@@ -252,8 +264,9 @@ pub(crate) fn by_hand(
     model: LoadedModel,
     settings: &EngineSettings,
     make_decoder: Option<DecoderFactory>,
+    energy: &EnergyMonitor,
 ) -> Result<(Worker, rayon::ThreadPool), EngineError> {
-    let (worker, _, _, threads) = prepare(model, settings, make_decoder)?;
+    let (worker, _, _, threads) = prepare(model, settings, make_decoder, energy)?;
     Ok((worker, threads))
 }
 
@@ -262,6 +275,7 @@ fn prepare(
     model: LoadedModel,
     settings: &EngineSettings,
     make_decoder: Option<DecoderFactory>,
+    energy: &EnergyMonitor,
 ) -> Result<(Worker, Shared, mpsc::UnboundedReceiver<Command>, rayon::ThreadPool), EngineError> {
     settings.validate()?;
     let spec = model.backbone.spec().clone();
@@ -287,12 +301,23 @@ fn prepare(
         .thread_name(|i| format!("leapfrog-compute-{i}"))
         .build()
         .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
+    let warmup = energy.begin(SystemCause::Warmup);
     let (kv, cost) = threads.install(|| -> Result<_, EngineError> {
         let mut kv = KvCache::new(spec.kv, num_pages, PAGE_LEN)?;
         let cost = calibrate(backbone.as_mut(), &mut kv)?;
         Ok((kv, cost))
     })?;
-    let metrics = Metrics { solver: spec.has_solver.then(SolverMetrics::new), ..Metrics::new() };
+    drop(warmup);
+    let arithmetic = Arithmetic {
+        params: spec.num_active_params as u64,
+        attention: (spec.kv.num_layers * spec.attention_dim) as u64,
+    };
+    let meter = EngineMeter::new(energy, &id, arithmetic);
+    let metrics = Metrics {
+        solver: spec.has_solver.then(SolverMetrics::new),
+        canvas: spec.mask_id.map(|_| CanvasMetrics::default()),
+        ..Metrics::new()
+    };
     metrics.pages_total.set(num_pages as i64);
     let occupancy = Arc::new(Occupancy::default());
     let (commands, receiver) = mpsc::unbounded_channel();
@@ -321,6 +346,7 @@ fn prepare(
         max_concurrent: settings.max_concurrent,
         make_decoder,
         metrics: metrics.clone(),
+        meter,
         occupancy: occupancy.clone(),
         running: Vec::new(),
         waiting: VecDeque::new(),

@@ -6,6 +6,7 @@ use models::TokenId;
 use serde::Serialize;
 
 use crate::{
+    energy::Ticket,
     error::RequestError,
     request::{CacheMode, Policy},
 };
@@ -89,6 +90,8 @@ pub struct Finish {
     pub completion_tokens: usize,
     /// How it was decoded.
     pub stats: DecodeStats,
+    /// What to ask the monitor for its energy with; `None` if nobody meters.
+    pub ticket: Option<Ticket>,
 }
 
 /// How a request was decoded.

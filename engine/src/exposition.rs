@@ -10,11 +10,14 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
-    metrics::TypedMetric,
+    metrics::{MetricType, TypedMetric, counter::Counter},
     registry::Unit,
 };
 
-use crate::{metrics::Metrics, solver::SolverMetrics};
+use crate::{
+    metrics::{CanvasMetrics, Metrics},
+    solver::SolverMetrics,
+};
 
 /// Instruments of one kind, told apart by labels. A `Family` of the client library could not be written under the label
 /// of its engine. Clones share the instruments.
@@ -51,6 +54,38 @@ pub(crate) struct Exposition(pub(crate) Vec<(String, Metrics)>);
 impl Collector for Exposition {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         Metrics::write(&mut Page { encoder, engines: &self.0 })
+    }
+}
+
+/// The canvases of those engines that fill some, under the names that other servers have for them.
+#[derive(Debug)]
+pub(crate) struct CanvasExposition(Vec<(String, CanvasMetrics)>);
+
+impl Exposition {
+    pub(crate) fn canvases(&self) -> CanvasExposition {
+        CanvasExposition(self.0.iter().filter_map(|(model, m)| Some((model.clone(), m.canvas.clone()?))).collect())
+    }
+}
+
+impl Collector for CanvasExposition {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        type Of = fn(&CanvasMetrics) -> &Counter;
+        let names: [(&str, &str, Of); 3] = [
+            ("vllm:diffusion_num_denoising_steps", "Denoising steps.", |m| &m.steps),
+            ("vllm:diffusion_num_canvas_positions", "Positions of canvases that were evaluated.", |m| &m.positions),
+            ("vllm:diffusion_num_committed_tokens", "Tokens that became final.", |m| &m.committed),
+        ];
+        for (name, help, of) in names {
+            let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (model, metrics) in &self.0 {
+                let labels = [("model_name", model.as_str()), ("engine", "0")];
+                of(metrics).encode(encoder.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -159,6 +194,25 @@ mod tests {
         let mut page = String::new();
         text::encode(&mut page, &registry).unwrap();
         page
+    }
+
+    #[test]
+    fn canvases_are_counted_under_names_that_others_have() {
+        let canvas = CanvasMetrics::default();
+        canvas.observe(8, 3);
+        canvas.observe(0, 0);
+        canvas.observe(8, 5);
+        let llada = Metrics { canvas: Some(canvas), ..Metrics::new() };
+        let exposition = Exposition(vec![("llada".into(), llada), ("qwen".into(), Metrics::new())]);
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(exposition.canvases()));
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        for (name, value) in [("denoising_steps", 2), ("canvas_positions", 16), ("committed_tokens", 8)] {
+            let line = format!("vllm:diffusion_num_{name}_total{{model_name=\"llada\",engine=\"0\"}} {value}\n");
+            assert!(page.contains(&line), "{line} is not in\n{page}");
+        }
+        assert!(!page.contains("qwen"));
     }
 
     #[test]

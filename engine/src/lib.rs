@@ -11,6 +11,7 @@
 mod cost;
 pub mod decode;
 mod detok;
+pub mod energy;
 mod engine;
 mod error;
 mod event;

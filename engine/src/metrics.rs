@@ -112,6 +112,27 @@ pub(crate) struct Metrics {
     pub(crate) pages_total: Gauge,
     /// Only engines of models with [`models::BackboneSpec::has_solver`] have it.
     pub(crate) solver: Option<SolverMetrics>,
+    /// Only engines of diffusion models have it.
+    pub(crate) canvas: Option<CanvasMetrics>,
+}
+
+/// What is counted of canvases after each pass, under names that dashboards know.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CanvasMetrics {
+    pub(crate) steps: Counter,
+    pub(crate) positions: Counter,
+    pub(crate) committed: Counter,
+}
+
+impl CanvasMetrics {
+    /// Adds one judged pass of a sequence.
+    pub(crate) fn observe(&self, num_scored: usize, num_committed: usize) {
+        if num_scored > 0 {
+            self.steps.inc();
+        }
+        self.positions.inc_by(num_scored as u64);
+        self.committed.inc_by(num_committed as u64);
+    }
 }
 
 fn seconds() -> Histogram {
@@ -154,6 +175,7 @@ impl Metrics {
             pages_cached: Gauge::default(),
             pages_total: Gauge::default(),
             solver: None,
+            canvas: None,
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     cost::PassCost,
     decode::{CanvasChange, Decoder, EndRule, KvEffect, KvUse, RowDemand, SeqView, StepOutcome, StepPlan},
     detok::{Detokenizer, Pushed},
+    energy::{Positions, Ticket},
     error::RequestError,
     event::{Commit, DecodeStats, Event, Finish, FinishReason, Frame, TokenRecord},
     pages::{PageLease, PagePool},
@@ -104,6 +105,10 @@ pub(crate) struct Sequence {
     stats: DecodeStats,
     submitted: Instant,
     started: Option<Instant>,
+    /// Under which its energy is known, once it has had a slot.
+    ticket: Option<Ticket>,
+    /// Positions of the prompt before this have been computed, by this or an earlier request.
+    prefilled: usize,
     first_commit: Option<Instant>,
     last_commit: Option<Instant>,
 }
@@ -145,6 +150,8 @@ impl Sequence {
             budget,
             submitted,
             started: None,
+            ticket: None,
+            prefilled: 0,
             first_commit: None,
             last_commit: None,
         }
@@ -156,10 +163,22 @@ impl Sequence {
     }
 
     /// Takes its slot for the first time.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, ticket: Ticket) {
         let now = Instant::now();
+        self.ticket = Some(ticket);
+        self.prefilled = self.stats.cached_tokens;
         self.stats.queue = now - self.submitted;
         self.started = Some(now);
+    }
+
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
+    /// What `plan` computes, for the meter.
+    pub(crate) fn positions(&self, plan: &StepPlan, sees_all: bool) -> Option<Positions> {
+        let read = plan.end().min(self.prompt_len()).saturating_sub(plan.start.max(self.prefilled));
+        Some(Positions { ticket: self.ticket?, start: plan.start, len: plan.tokens.len(), prefill: read, sees_all })
     }
 
     pub(crate) fn strategy(&self) -> &'static str {
@@ -298,6 +317,7 @@ impl Sequence {
         scores: Vec<TokenScore>,
     ) -> Result<Applied, Ending> {
         let num_scored = scores.len();
+        self.prefilled = self.prefilled.max(plan.end().min(self.prompt_len()));
         let records = prompt_scores.into_iter();
         self.prompt_records.extend(records.map(|score| TokenRecord {
             id: score.token,
@@ -449,6 +469,7 @@ impl Sequence {
                 prompt_tokens: self.prompt_len(),
                 completion_tokens: self.num_committed(),
                 stats: self.stats,
+                ticket: self.ticket,
             }),
             Ending::Failed(error) => Event::Failed(error),
             Ending::Cancelled => return stats,

@@ -1,7 +1,11 @@
-//! Models and a hand-cranked engine for tests.
+//! Models, a hand-cranked engine and fake sensors for tests.
+
+mod energy;
+mod powercap;
 
 use std::{sync::Arc, thread, time::Duration};
 
+pub use energy::{HandSampler, ManualClock, ScriptedMeter, metered_by_hand, metered_live, system_clock};
 use models::{
     Backbone, BackboneSpec, ForwardBatch, KvCache, Logits, ModelError, TokenId,
     loader::LoadSummary,
@@ -12,15 +16,28 @@ pub use models::{
     reference::{ReferenceConfig, ReferenceLlama},
     scripted::{Rule, Scripted},
 };
+pub use powercap::{PowercapDriver, PowercapTree, PowercapZone, USUAL_RANGE_UJ};
 use tokio::sync::mpsc;
 
 use crate::{
     Engine, EngineError, EngineSettings, EventStream, Request,
     decode::Decoder,
+    energy::{EnergyError, EnergyMonitor, EnergyProvider, EnergySettings},
     event::Event,
     sequence::{EventSender, Job},
     worker::{Command, Worker},
 };
+
+/// A monitor that reads `provider` instead of the sensors of this machine; its thread runs.
+///
+/// # Errors
+/// As [`EnergyMonitor::start`].
+pub fn metered_with(
+    settings: &EnergySettings,
+    provider: Box<dyn EnergyProvider>,
+) -> Result<EnergyMonitor, EnergyError> {
+    EnergyMonitor::of(settings, provider)
+}
 
 /// Number of tokens of [`byte_tokenizer`]: one a byte, then `<|end|>`, then fillers.
 pub const BYTE_VOCAB: usize = 260;
@@ -150,7 +167,7 @@ impl Transcript {
 impl Harness {
     /// An engine with the decoders that requests ask for.
     pub fn new(model: LoadedModel, settings: EngineSettings) -> Result<Self, EngineError> {
-        let (worker, threads) = crate::engine::by_hand(model, &settings, None)?;
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, &EnergyMonitor::off())?;
         Ok(Self { worker, threads })
     }
 
@@ -160,8 +177,18 @@ impl Harness {
         settings: EngineSettings,
         make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let (worker, threads) =
-            crate::engine::by_hand(model, &settings, Some(Box::new(move |request| Ok(make(request)))))?;
+        let (worker, threads) = crate::engine::by_hand(
+            model,
+            &settings,
+            Some(Box::new(move |request| Ok(make(request)))),
+            &EnergyMonitor::off(),
+        )?;
+        Ok(Self { worker, threads })
+    }
+
+    /// An engine whose passes `energy` meters.
+    pub fn metered(model: LoadedModel, settings: EngineSettings, energy: &EnergyMonitor) -> Result<Self, EngineError> {
+        let (worker, threads) = crate::engine::by_hand(model, &settings, None, energy)?;
         Ok(Self { worker, threads })
     }
 
@@ -218,7 +245,7 @@ pub fn start_with_decoder(
     settings: EngineSettings,
     make: impl Fn(&Request) -> Box<dyn Decoder> + Send + 'static,
 ) -> Result<Engine, EngineError> {
-    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))))
+    Engine::start_with(model, settings, Some(Box::new(move |request| Ok(make(request)))), &EnergyMonitor::off())
 }
 
 /// Reads a stream to its end.

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     cost::{CostTable, PassCost},
     decode::{Decoder, StepPlan},
+    energy::{EngineMeter, Running},
     engine::Occupancy,
     error::{RequestError, SubmitError},
     event::Event,
@@ -51,6 +52,7 @@ pub(crate) struct Worker {
     pub(crate) max_concurrent: usize,
     pub(crate) make_decoder: DecoderFactory,
     pub(crate) metrics: Metrics,
+    pub(crate) meter: EngineMeter,
     /// Shared with the handle, which bounds the number of requests by it.
     pub(crate) occupancy: Arc<Occupancy>,
     pub(crate) running: Vec<Sequence>,
@@ -173,7 +175,7 @@ impl Worker {
             }
             let Some(mut sequence) = self.waiting.pop_front() else { return };
             if !sequence.has_begun() {
-                sequence.begin();
+                sequence.begin(self.meter.open());
                 self.metrics.shared_prefix_tokens.inc_by(sequence.cached_tokens() as u64);
                 self.metrics.queue_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
                 let labels = TokenLabels { kind: TokenKind::Prompt };
@@ -236,12 +238,16 @@ impl Worker {
             self.running[turn.index].last_pass = self.num_passes;
         }
         let mut endings: Vec<(usize, Ending)> = Vec::new();
+        let mut running = self.announce(&turns);
         match self.forward(&turns) {
             Ok(logits) => self.judge(turns, &logits, &mut endings),
             Err(error) if turns.len() == 1 => endings.push((turns[0].index, Ending::Failed(error))),
             Err(_) => {
                 for turn in turns {
                     let alone = vec![turn];
+                    // The one before has ended; its successor must not begin before that.
+                    drop(running.take());
+                    running = self.announce(&alone);
                     match self.forward(&alone) {
                         Ok(logits) => self.judge(alone, &logits, &mut endings),
                         Err(error) => endings.push((alone[0].index, Ending::Failed(error))),
@@ -249,10 +255,17 @@ impl Worker {
                 }
             }
         }
+        drop(running);
         endings.sort_by_key(|&(index, _)| std::cmp::Reverse(index));
         for (index, ending) in endings {
             self.end(index, ending);
         }
+    }
+
+    /// Tells the meter what a pass computes; the pass lasts until what is returned is dropped.
+    fn announce(&self, turns: &[Turn]) -> Option<Running> {
+        let sees_all = self.backbone.spec().attention == models::AttentionKind::Full;
+        self.meter.begin(turns.iter().filter_map(|turn| self.running[turn.index].positions(&turn.plan, sees_all)))
     }
 
     fn forward(&mut self, turns: &[Turn]) -> Result<Logits, RequestError> {
@@ -293,7 +306,12 @@ impl Worker {
             let sequence = &mut self.running[index];
             let applied = scored.map_err(Ending::Failed).and_then(|Scored { prompt, rows, nonfinite }| {
                 self.metrics.nonfinite_rows.inc_by(nonfinite);
-                sequence.apply(&plan, row_cap, cost, prompt, rows)
+                let (num_scored, before) = (rows.len(), sequence.completion_tokens());
+                let applied = sequence.apply(&plan, row_cap, cost, prompt, rows);
+                if let Some(canvas) = &self.metrics.canvas {
+                    canvas.observe(num_scored, sequence.completion_tokens() - before);
+                }
+                applied
             });
             match applied {
                 Ok(applied) => self.metrics.observe(applied),
@@ -322,6 +340,9 @@ impl Worker {
         self.metrics.request_seconds.observe(sequence.submitted().elapsed().as_secs_f64());
         let num_tokens = sequence.completion_tokens() as u64;
         self.metrics.tokens.get_or_create(&TokenLabels { kind: TokenKind::Completion }).inc_by(num_tokens);
+        if let Some(ticket) = sequence.ticket() {
+            self.meter.close(ticket, sequence.prompt_len(), sequence.completion_tokens());
+        }
         // Pages, slot and place in the queue are free before the client hears of the end.
         self.occupancy.observe(sequence.started().elapsed());
         self.occupancy.release(1);

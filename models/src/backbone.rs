@@ -42,6 +42,10 @@ pub struct BackboneSpec {
     pub has_solver: bool,
     /// Number of parameters, embeddings included, each counted once.
     pub num_params: usize,
+    /// Of these, the parameters that one row goes through: all but the experts that it does not choose.
+    pub num_active_params: usize,
+    /// Width of all query heads of a layer together.
+    pub attention_dim: usize,
     /// Memory that the weights occupy, in bytes.
     pub weight_bytes: usize,
 }

@@ -128,6 +128,8 @@ impl ReferenceLlama {
             kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
             has_solver: false,
             num_params: 0,
+            num_active_params: 0,
+            attention_dim: 1,
             weight_bytes: 0,
         };
         Self { spec, config, embedding, layers, kv: HashMap::new() }

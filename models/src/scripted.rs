@@ -72,6 +72,8 @@ impl Scripted {
             kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
             has_solver: false,
             num_params: 0,
+            num_active_params: 0,
+            attention_dim: 1,
             weight_bytes: 0,
         };
         Self { spec, rule, states: HashMap::new(), num_passes: 0 }

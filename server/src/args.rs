@@ -1,5 +1,7 @@
 //! The command line: exactly what was typed. What it means is decided in [`crate::settings`].
 
+mod energy;
+
 use std::{env, fmt, path::PathBuf};
 
 use clap::{
@@ -9,6 +11,10 @@ use clap::{
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor},
+};
+
+pub use self::energy::{
+    AttributionChoice, BasisChoice, EnergyArgs, EnergyMode, EnergyUsage, Span, SpanError, SpanOrOff, WatchArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -21,6 +27,7 @@ Examples:
   leapfrog serve --model ./a --model b.gguf       serve two; a request names one, or gets the first
   leapfrog run --model ./my-model                 chat with a model in this terminal
   leapfrog health --ready                         exit with 0 if the server on this machine takes requests
+  leapfrog energy                                 watch what the server on this machine uses, in watts and joules
 
 Then:
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -64,6 +71,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Ask a running server how it is: exit code 0 is well, 1 is not
     Health(HealthArgs),
+    /// Watch the power and the energy of a running server
+    Energy(WatchArgs),
 }
 
 /// Options of `run`.
@@ -187,6 +196,11 @@ pub struct CommonArgs {
     #[arg(long, env = "LEAPFROG_THREADS", value_name = "N", help_heading = "Engine")]
     pub threads: Option<usize>,
 
+    /// How energy is metered.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub energy: EnergyArgs,
+
     /// How log lines on stderr look [default: text]
     #[arg(long, env = "LEAPFROG_LOG_FORMAT", value_enum, help_heading = "Logs")]
     pub log_format: Option<LogFormat>,
@@ -227,6 +241,17 @@ pub struct ServeArgs {
     /// File with one key a line; empty lines and lines that start with # are skipped
     #[arg(long, env = "LEAPFROG_API_KEY_FILE", value_name = "FILE", help_heading = "Network")]
     pub api_key_file: Option<PathBuf>,
+    /// Key for everything that API keys allow, and for judging answers (`/v1/energy/evaluations`); repeat for more
+    /// [default: none]
+    #[arg(
+        long,
+        env = "LEAPFROG_ADMIN_KEY",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "KEY",
+        help_heading = "Network"
+    )]
+    pub admin_key: Vec<String>,
     /// Web origin whose pages may call this server, or *; repeat for more [default: none]
     #[arg(long, env = "LEAPFROG_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN", help_heading = "Network")]
     pub cors_origin: Vec<String>,
@@ -248,6 +273,13 @@ pub struct ServeArgs {
         help_heading = "Network"
     )]
     pub strict: Option<bool>,
+    /// Who is told what a request cost, in `usage.energy` [default: opt-in]
+    #[arg(long, env = "LEAPFROG_ENERGY_USAGE", value_enum, value_name = "WHO", help_heading = "Energy")]
+    pub energy_usage: Option<EnergyUsage>,
+    /// Some metrics also under the names of other servers, with commas between: vllm, llamacpp [default: none]
+    #[arg(long, env = "LEAPFROG_METRICS_COMPAT", value_delimiter = ',', value_name = "LIST", help_heading = "Network")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub metrics_compat: Vec<String>,
     /// After SIGTERM or Ctrl-C, how long running requests may still take, in seconds [default: 30]
     #[arg(long, env = "LEAPFROG_DRAIN_TIMEOUT", value_name = "SECONDS", help_heading = "Network")]
     pub drain_timeout: Option<u64>,
@@ -273,6 +305,7 @@ impl CommonArgs {
             max_context: self.max_context.or(fallback.max_context),
             width: self.width.or(fallback.width),
             threads: self.threads.or(fallback.threads),
+            energy: self.energy.or(fallback.energy),
             log_format: self.log_format.or(fallback.log_format),
             log_level: self.log_level.or(fallback.log_level),
         }
@@ -290,10 +323,13 @@ impl ServeArgs {
             port: self.port.or(fallback.port),
             api_key: list(self.api_key, fallback.api_key),
             api_key_file: self.api_key_file.or(fallback.api_key_file),
+            admin_key: list(self.admin_key, fallback.admin_key),
             cors_origin: list(self.cors_origin, fallback.cors_origin),
             allowed_host: list(self.allowed_host, fallback.allowed_host),
             max_body: self.max_body.or(fallback.max_body),
             strict: self.strict.or(fallback.strict),
+            energy_usage: self.energy_usage.or(fallback.energy_usage),
+            metrics_compat: list(self.metrics_compat, fallback.metrics_compat),
             drain_timeout: self.drain_timeout.or(fallback.drain_timeout),
         }
     }

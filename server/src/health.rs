@@ -24,6 +24,8 @@ use crate::{
 
 /// How long `leapfrog health` waits for each step of the exchange.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of a reply that are read.
+const MAX_REPLY: u64 = 1 << 20;
 
 fn word(phase: Phase) -> &'static str {
     match phase {
@@ -53,8 +55,8 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Response {
 /// The command `health`: prints what the server says; exit code 0 if it is well.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
 pub fn probe(args: &HealthArgs) -> ExitCode {
-    let url = args.url.clone().filter(|url| !url.is_empty()).unwrap_or_else(default_url);
-    match ask(&url, if args.ready { "/ready" } else { "/health" }) {
+    let url = base_url(args.url.as_deref());
+    match ask(&url, if args.ready { "/ready" } else { "/health" }, None) {
         Ok((200, body)) => {
             println!("{body}");
             ExitCode::SUCCESS
@@ -70,13 +72,17 @@ pub fn probe(args: &HealthArgs) -> ExitCode {
     }
 }
 
-fn default_url() -> String {
+/// The server that a command means: the one given, or the one on this machine.
+pub(crate) fn base_url(given: Option<&str>) -> String {
+    if let Some(url) = given.filter(|url| !url.is_empty()) {
+        return url.to_owned();
+    }
     let port = env::var("LEAPFROG_PORT").ok().filter(|port| !port.is_empty());
     format!("http://127.0.0.1:{}", port.as_deref().unwrap_or("8080"))
 }
 
-/// One HTTP/1.1 exchange; status and body.
-fn ask(url: &str, route: &str) -> io::Result<(u16, String)> {
+/// One HTTP/1.1 exchange; status and body. Blocks for up to five seconds a step.
+pub(crate) fn ask(url: &str, route: &str, key: Option<&str>) -> io::Result<(u16, String)> {
     let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidInput, message.to_owned());
     let rest = url.strip_prefix("http://").ok_or_else(|| invalid("the address must begin with http://"))?;
     let (authority, prefix) = rest.split_once('/').map_or((rest, ""), |(authority, path)| (authority, path));
@@ -89,9 +95,14 @@ fn ask(url: &str, route: &str) -> io::Result<(u16, String)> {
     stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
     stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
     // Port and path come from the caller's own command line; `Host: localhost` passes the guard of any address.
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let key = match key {
+        Some(key) if key.chars().any(char::is_control) => return Err(invalid("the key cannot stand in a header")),
+        Some(key) => format!("Authorization: Bearer {key}\r\n"),
+        None => String::new(),
+    };
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n{key}Connection: close\r\n\r\n")?;
     let mut reply = String::new();
-    stream.take(1 << 16).read_to_string(&mut reply)?;
+    stream.take(MAX_REPLY).read_to_string(&mut reply)?;
     let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the reply is not HTTP"))?;
@@ -126,16 +137,16 @@ mod tests {
     #[test]
     fn a_reply_is_read() {
         let (url, server) = once("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}");
-        assert_eq!(ask(&format!("{url}/base/"), "/ready").unwrap(), (503, "{}".to_owned()));
+        assert_eq!(ask(&format!("{url}/base/"), "/ready", None).unwrap(), (503, "{}".to_owned()));
         assert_eq!(server.join().unwrap(), "GET /base/ready HTTP/1.1\r\n");
     }
 
     #[test]
     fn what_is_no_answer_is_an_error() {
         let (url, server) = once("hello");
-        assert!(ask(&url, "/health").is_err());
+        assert!(ask(&url, "/health", None).is_err());
         server.join().unwrap();
-        assert!(ask("https://localhost", "/health").is_err());
-        assert!(ask("http://127.0.0.1:1", "/health").is_err());
+        assert!(ask("https://localhost", "/health", None).is_err());
+        assert!(ask("http://127.0.0.1:1", "/health", None).is_err());
     }
 }

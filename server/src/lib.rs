@@ -6,10 +6,11 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod energy;
 pub mod error;
 pub mod health;
 pub mod logs;
-mod metrics;
+pub mod metrics;
 pub mod middleware;
 mod openai;
 mod routes;

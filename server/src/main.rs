@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Some(Command::Health(args)) => return health::probe(&args),
         Some(Command::Run(args)) => run(*args),
+        Some(Command::Energy(args)) => drive(&LogSettings::quiet(), terminal::watch(args)),
         Some(Command::Serve(args)) => serve(*args),
         None => serve(cli.serve),
     };

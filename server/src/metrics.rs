@@ -1,10 +1,14 @@
 //! What the HTTP layer counts, and the route that shows all metrics.
 
+mod accept;
+mod classic;
+mod compat;
+
 use std::time::Duration;
 
 use axum::{
     extract::State,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use prometheus_client::{
@@ -18,6 +22,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use self::accept::Format;
+pub use self::compat::Dialect;
 use crate::{error::ApiError, state::AppState};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -88,11 +94,16 @@ fn known(method: &Method) -> &'static str {
     }
 }
 
-/// `GET /metrics`.
-pub(crate) async fn show(State(state): State<AppState>) -> Result<Response, ApiError> {
+/// `GET /metrics`, in the format that the reader prefers.
+pub(crate) async fn show(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, ApiError> {
     let text = state
         .encode_metrics()
         .map_err(|_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written"))?;
-    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+    let text = compat::extend(&text, &state.settings().metrics_compat);
+    let format = Format::wanted(&headers);
+    let text = match format {
+        Format::OpenMetrics => text,
+        Format::Classic => classic::convert(&text, !state.settings().metrics_compat.is_empty()),
+    };
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()))], text).into_response())
 }

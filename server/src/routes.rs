@@ -16,6 +16,7 @@ use tower_http::{
 };
 
 use crate::{
+    energy::{evaluations, meter, state},
     error::ApiError,
     health, metrics,
     middleware::{auth::require_key, host_guard::check_host, observe::observe},
@@ -36,6 +37,9 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
         .route("/infill", post(infill::infill))
+        .route("/v1/energy", get(state::show))
+        .route("/v1/energy/requests/{id}", get(meter::show))
+        .route("/v1/energy/evaluations", post(evaluations::post))
         .route("/tokenize", post(tokens::encode))
         .route("/detokenize", post(tokens::decode))
         .fallback(no_route)

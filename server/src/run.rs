@@ -2,14 +2,19 @@
 
 use std::{future::IntoFuture, io, net::SocketAddr, time::Duration};
 
-use engine::{Engine, EngineError, ModelError, ModelSource};
+use axum::serve::ListenerExt;
+use engine::{
+    Engine, EngineError, ModelError, ModelSource,
+    energy::{EnergyError, EnergyMonitor, EnergySettings, SystemCause},
+};
 use futures_util::future::join_all;
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
-    middleware::host_guard::HostGuard, routes::router, settings::Settings, shutdown::Signals, state::AppState, welcome,
+    energy::announce, middleware::host_guard::HostGuard, routes::router, settings::Settings, shutdown::Signals,
+    state::AppState, welcome,
 };
 
 /// How long replies that are complete may take to reach their clients once everything else has ended.
@@ -38,6 +43,9 @@ pub enum RunError {
     /// The engine could not be started.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Energy cannot be metered as asked for.
+    #[error(transparent)]
+    Energy(#[from] EnergyError),
     /// One of several models could not be loaded or started.
     #[error("the model `{id}`: {source}")]
     OneOf {
@@ -59,14 +67,23 @@ pub enum RunError {
 pub async fn run(settings: Settings) -> Result<(), RunError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (listener, address) = bind(&settings).await?;
-    let state = AppState::new(settings.http.clone(), HostGuard::new(address, &settings.http.allowed_hosts));
+    let energy = start_energy(settings.energy.clone()).await?;
+    let guard = HostGuard::new(address, &settings.http.allowed_hosts);
+    let state = AppState::metered(settings.http.clone(), guard, energy.clone(), settings.energy.retention);
     let stop = CancellationToken::new();
+    // Each event of a stream leaves at once: held back for the acknowledgement of the one before, it would come 40 ms late.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            debug!(%error, "cannot send small packets at once");
+        }
+    });
     let server = axum::serve(listener, router(state.clone())).with_graceful_shutdown(stop.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
     info!("listening on http://{address}; the model is loading");
+    announce(&energy);
 
     let (drain_timeout, sources) = (settings.drain_timeout, settings.models.clone());
-    let loading = tokio::task::spawn_blocking(move || load_all(&settings));
+    let loading = tokio::task::spawn_blocking(move || load_all(&settings, &energy));
     let engines = tokio::select! {
         loaded = loading => loaded.map_err(RunError::Load)??,
         signal = signals.next() => {
@@ -113,20 +130,30 @@ async fn bind(settings: &Settings) -> Result<(TcpListener, SocketAddr), RunError
     Ok((listener, address))
 }
 
+/// Finds the sensors and starts to read them; may take a second.
+pub(crate) async fn start_energy(settings: EnergySettings) -> Result<EnergyMonitor, RunError> {
+    let start = move || EnergyMonitor::start(&settings);
+    let started = tokio::task::spawn_blocking(start).await;
+    Ok(started.map_err(|error| EnergyError::Thread(io::Error::other(error)))??)
+}
+
 /// Loads and starts a model; takes seconds to minutes.
-pub(crate) fn load(source: &ModelSource, settings: &Settings) -> Result<Engine, RunError> {
-    let model = engine::load(source, &settings.load)?;
-    Ok(Engine::start(model, settings.engine.clone())?)
+pub(crate) fn load(source: &ModelSource, settings: &Settings, energy: &EnergyMonitor) -> Result<Engine, RunError> {
+    let model = {
+        let _loading = energy.begin(SystemCause::Load);
+        engine::load(source, &settings.load)?
+    };
+    Ok(Engine::start_metered(model, settings.engine.clone(), energy)?)
 }
 
 /// One model after the other: each measures what a pass costs when it starts, which needs the machine for itself.
-fn load_all(settings: &Settings) -> Result<Vec<Engine>, RunError> {
+fn load_all(settings: &Settings, energy: &EnergyMonitor) -> Result<Vec<Engine>, RunError> {
     let [source] = &settings.models[..] else {
         let load_one = |source: &ModelSource| {
             info!("loading {}", source.id());
-            load(source, settings).map_err(|error| RunError::OneOf { id: source.id(), source: Box::new(error) })
+            load(source, settings, energy).map_err(|error| RunError::OneOf { id: source.id(), source: Box::new(error) })
         };
         return settings.models.iter().map(load_one).collect();
     };
-    Ok(vec![load(source, settings)?])
+    Ok(vec![load(source, settings, energy)?])
 }

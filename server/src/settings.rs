@@ -1,5 +1,7 @@
 //! What the options mean: command line, environment and file in one, checked.
 
+mod energy;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -9,12 +11,15 @@ use std::{
 };
 
 use clap::Args;
-use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, TokenId};
+use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, TokenId, energy::EnergySettings};
 use serde::de::IgnoredAny;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{CommonArgs, Device, LogFormat, ServeArgs};
+use crate::{
+    args::{CommonArgs, Device, EnergyUsage, LogFormat, ServeArgs},
+    metrics::Dialect,
+};
 
 /// The file that is read if no other is named.
 const DEFAULT_CONFIG: &str = "leapfrog.toml";
@@ -33,6 +38,8 @@ pub struct Settings {
     pub load: LoadOptions,
     /// How to run each of them.
     pub engine: EngineSettings,
+    /// How to meter energy.
+    pub energy: EnergySettings,
     /// Address to listen on.
     pub host: String,
     /// Port to listen on.
@@ -52,6 +59,8 @@ pub struct HttpSettings {
     pub model_names: Vec<String>,
     /// Keys of which a client must send one; empty asks for none.
     pub api_keys: Vec<String>,
+    /// Keys that allow everything; without [`Self::api_keys`] only judging answers needs one.
+    pub admin_keys: Vec<String>,
     /// Web origins that may read replies; `*` is any.
     pub cors_origins: Vec<String>,
     /// Names that may stand in the `Host` header besides those of this machine.
@@ -60,6 +69,10 @@ pub struct HttpSettings {
     pub max_body: usize,
     /// Whether unknown fields are an error.
     pub strict: bool,
+    /// Who is told what a request cost.
+    pub energy_usage: EnergyUsage,
+    /// Servers by whose names metrics are shown too.
+    pub metrics_compat: Vec<Dialect>,
 }
 
 impl Default for HttpSettings {
@@ -67,10 +80,13 @@ impl Default for HttpSettings {
         Self {
             model_names: Vec::new(),
             api_keys: Vec::new(),
+            admin_keys: Vec::new(),
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             max_body: 4 << 20,
             strict: false,
+            energy_usage: EnergyUsage::default(),
+            metrics_compat: Vec::new(),
         }
     }
 }
@@ -82,6 +98,13 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// A filter as `tracing` reads it.
     pub filter: String,
+}
+
+impl LogSettings {
+    /// For commands whose output is for a person to look at.
+    pub fn quiet() -> Self {
+        Self { format: LogFormat::Text, filter: RUN_FILTER.to_owned() }
+    }
 }
 
 /// Options that cannot be.
@@ -183,6 +206,7 @@ impl Settings {
                 attention,
             },
             engine,
+            energy: energy::resolve(&args.energy)?,
             host: serve.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: serve.port.unwrap_or(8080),
             drain_timeout: Duration::from_secs(serve.drain_timeout.unwrap_or(30)),
@@ -240,15 +264,34 @@ fn http_settings(args: ServeArgs) -> Result<HttpSettings, SettingsError> {
             return Err(SettingsError::Invalid { option: "cors-origin", reason });
         }
     }
+    let energy_usage = energy::usage(args.energy_usage, api_keys.len())?;
     let defaults = HttpSettings::default();
     Ok(HttpSettings {
         model_names: given(args.model_id),
         api_keys,
+        admin_keys: given(args.admin_key),
         cors_origins,
         allowed_hosts: given(args.allowed_host).iter().map(|host| host.to_ascii_lowercase()).collect(),
         max_body: args.max_body.unwrap_or(defaults.max_body),
         strict: args.strict.unwrap_or(defaults.strict),
+        energy_usage,
+        metrics_compat: dialects(&args.metrics_compat)?,
     })
+}
+
+fn dialects(names: &[String]) -> Result<Vec<Dialect>, SettingsError> {
+    let names = names.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty());
+    let mut dialects = Vec::new();
+    for name in names {
+        let Some(dialect) = Dialect::ALL.into_iter().find(|dialect| dialect.name() == name) else {
+            let reason = format!("`{name}` is not known; there are vllm and llamacpp");
+            return Err(SettingsError::Invalid { option: "metrics-compat", reason });
+        };
+        if !dialects.contains(&dialect) {
+            dialects.push(dialect);
+        }
+    }
+    Ok(dialects)
 }
 
 fn read_config(named: Option<&Path>, folder: &Path) -> Result<ServeArgs, SettingsError> {
@@ -273,7 +316,8 @@ fn parse_config(text: &str) -> Result<ServeArgs, String> {
         let message = format!("unknown field `{}`, expected one of {}", key.get_ref(), known.join(", "));
         return Err(one_line(&message, Some(key.span()), text));
     }
-    let common = toml::from_str(text).map_err(explain)?;
+    let energy = toml::from_str(text).map_err(explain)?;
+    let common = CommonArgs { energy, ..toml::from_str(text).map_err(explain)? };
     Ok(ServeArgs { common, ..toml::from_str(text).map_err(explain)? })
 }
 
@@ -441,6 +485,7 @@ mod tests {
             &["--activations", "int4"],
             &["--attention", "causal"],
             &["--log-level", "info,=,"],
+            &["--metrics-compat", "vllm,tgi"],
             &["--cors-origin", "example.org"],
             &["--api-key-file", "/nowhere/keys"],
         ] {

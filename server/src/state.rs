@@ -6,14 +6,15 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use engine::Engine;
+use engine::{Engine, energy::EnergyMonitor};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    energy::calls::Calls,
     error::{ApiError, DRAIN_RETRY, LOADING_RETRY},
     metrics::HttpMetrics,
     middleware::host_guard::HostGuard,
@@ -32,6 +33,8 @@ struct Shared {
     cut: CancellationToken,
     registry: Mutex<Registry>,
     http: HttpMetrics,
+    energy: EnergyMonitor,
+    calls: Calls,
 }
 
 /// All models that take requests, the default one first; never empty.
@@ -57,9 +60,15 @@ pub(crate) enum Phase {
 }
 
 impl AppState {
-    /// A server that loads its models.
+    /// A server that loads its models and says of no request what it cost.
     pub fn new(settings: HttpSettings, host_guard: HostGuard) -> Self {
+        Self::metered(settings, host_guard, EnergyMonitor::off(), Duration::ZERO)
+    }
+
+    /// A server that loads its models, and says what its requests cost: also for `retention` after their end.
+    pub fn metered(settings: HttpSettings, host_guard: HostGuard, energy: EnergyMonitor, retention: Duration) -> Self {
         let mut registry = Registry::default();
+        energy.register_metrics(&mut registry);
         let http = HttpMetrics::default();
         http.register(&mut registry);
         Self(Arc::new(Shared {
@@ -70,6 +79,8 @@ impl AppState {
             cut: CancellationToken::new(),
             registry: Mutex::new(registry),
             http,
+            energy,
+            calls: Calls::new(retention),
         }))
     }
 
@@ -136,7 +147,15 @@ impl AppState {
         &self.0.http
     }
 
-    /// All metrics in the text format of Prometheus.
+    pub(crate) fn energy(&self) -> &EnergyMonitor {
+        &self.0.energy
+    }
+
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.0.calls
+    }
+
+    /// All metrics in the OpenMetrics text format.
     pub(crate) fn encode_metrics(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.0.registry.lock().unwrap_or_else(PoisonError::into_inner))?;

@@ -70,6 +70,8 @@ impl Transformer {
             },
             has_solver: matches!(config.mixer, MixerConfig::LocalLinear(_)),
             num_params,
+            num_active_params: num_params.saturating_sub(config.num_idle_params()),
+            attention_dim: config.num_heads * config.head_dim,
             weight_bytes,
         };
         let rope = Rope::new(config)?;

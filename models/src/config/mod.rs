@@ -184,6 +184,15 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Parameters of the experts that a row does not choose.
+    pub(crate) fn num_idle_params(&self) -> usize {
+        let idle = |moe: &MoeConfig| {
+            let of_expert = 3 * self.hidden_size * moe.expert_size;
+            moe.num_experts.saturating_sub(moe.experts_per_row) * of_expert
+        };
+        (0..self.num_layers).filter_map(|index| self.experts_of_layer(index)).map(idle).sum()
+    }
+
     /// Whether layer `index` has experts instead of one MLP.
     pub(crate) fn experts_of_layer(&self, index: usize) -> Option<&MoeConfig> {
         self.moe.as_ref().filter(|moe| !moe.dense_layers.get(index).copied().unwrap_or(false))

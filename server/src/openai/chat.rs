@@ -16,12 +16,13 @@ use super::{
     tokens::tokenize,
     types::{ChatChoice, ChatDelta, Delta, Message},
 };
-use crate::{error::ApiError, middleware::observe::RequestLog, state::AppState};
+use crate::{energy::meter::Asker, error::ApiError, middleware::observe::RequestLog, state::AppState};
 
 /// Answers a chat.
 pub(crate) async fn chat(
     State(state): State<AppState>,
     Extension(log): Extension<Arc<RequestLog>>,
+    asker: Asker,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
     let models = state.models()?;
@@ -33,6 +34,7 @@ pub(crate) async fn chat(
     let logprobs = logprobs(&mut fields)?;
     let variables: Map<String, Value> = fields.take("chat_template_kwargs")?.unwrap_or_default();
     let messages = messages::take(&mut fields, &mut params.unread)?;
+    let meter = asker.meter(&state, params.energy)?;
     let ignored = params.ignored(fields, state.settings().strict)?;
 
     let template = info.chat_template.clone().ok_or_else(|| {
@@ -46,7 +48,7 @@ pub(crate) async fn chat(
     let prompt = prompt.await.map_err(in_messages)?;
     let requests = params.requests(vec![prompt], logprobs, None)?;
     let wire = ChatWire::new(info.tokenizer.clone(), logprobs.is_some());
-    answer(served, log, wire, params.job(model, ignored), requests).await.map_err(in_messages)
+    answer(served, log, wire, params.job(model, ignored, meter), requests).await.map_err(in_messages)
 }
 
 /// Refuses what would change the answer and is not done here.

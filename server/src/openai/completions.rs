@@ -16,7 +16,7 @@ use super::{
     tokens::tokenize,
     types::CompletionChoice,
 };
-use crate::{error::ApiError, middleware::observe::RequestLog, state::AppState};
+use crate::{energy::meter::Asker, error::ApiError, middleware::observe::RequestLog, state::AppState};
 
 /// Tokens that a request generates if it names no number.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -27,6 +27,7 @@ const OBJECT: &str = "text_completion";
 pub(crate) async fn completions(
     State(state): State<AppState>,
     Extension(log): Extension<Arc<RequestLog>>,
+    asker: Asker,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
     let models = state.models()?;
@@ -47,6 +48,7 @@ pub(crate) async fn completions(
         return Err(ApiError::unsupported("echo", message));
     }
     let prompts = read_prompts(fields.value("prompt").ok_or_else(|| ApiError::missing("prompt"))?)?;
+    let meter = asker.meter(&state, params.energy)?;
     let ignored = params.ignored(fields, state.settings().strict)?;
 
     let prompts = encode(info, prompts).await?;
@@ -69,7 +71,7 @@ pub(crate) async fn completions(
         echoes,
         echoed_suffix: suffix.filter(|_| echo).unwrap_or_default(),
     };
-    answer(served, log, wire, params.job(model, ignored), requests).await
+    answer(served, log, wire, params.job(model, ignored, meter), requests).await
 }
 
 /// Turns the tokens to generate into a hole in front of `suffix`.

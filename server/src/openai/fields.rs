@@ -68,6 +68,11 @@ impl Fields {
         }
     }
 
+    /// Whether a field is there, be it `null`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// A field that stays where it is; `null` counts as absent.
     pub(crate) fn peek(&self, name: &str) -> Option<&Value> {
         self.map.get(name).filter(|value| !value.is_null())

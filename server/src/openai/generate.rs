@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
-use engine::{Commit, Event, EventStream, Finish, InfillPart, Request, RequestError, TokenRecord};
+use engine::{Commit, Event, EventStream, Finish, InfillPart, Request, RequestError, TokenRecord, energy::Ticket};
 use futures_util::{
     Stream, StreamExt,
     stream::{self, SelectAll},
@@ -20,6 +20,11 @@ use super::{
     types::{Decoded, PromptTokensDetails, Reply, Report, Usage},
 };
 use crate::{
+    energy::{
+        calls::Call,
+        meter::Meter,
+        usage::{EnergyReport, Times, Work},
+    },
     error::ApiError,
     middleware::observe::RequestLog,
     state::{Served, unix_time},
@@ -39,6 +44,8 @@ pub(super) trait Wire: Send + 'static {
     const ID_PREFIX: &'static str;
     /// Whether `[DONE]` ends a stream.
     const SAYS_DONE: bool = true;
+    /// Whether usage has a chunk of its own in a stream; else it goes with the end of the only choice.
+    const HAS_USAGE_CHUNK: bool = true;
 
     /// What a choice begins with, before anything is generated.
     fn open(&mut self, index: usize) -> Option<Self::Delta>;
@@ -98,9 +105,11 @@ pub(super) struct Job {
     pub(super) frames: Option<Duration>,
     /// Fields that nobody read.
     pub(super) ignored: Vec<String>,
+    /// Says what the call cost.
+    pub(super) meter: Meter,
 }
 
-/// Counts tokens while choices end.
+/// Counts tokens, and keeps what energy is asked for with, while choices end.
 #[derive(Debug)]
 pub(super) struct Tally {
     prompt_tokens: usize,
@@ -109,6 +118,8 @@ pub(super) struct Tally {
     n: usize,
     /// For each prompt, what none of its choices had to compute.
     cached_tokens: Vec<Option<usize>>,
+    times: Times,
+    tickets: Vec<Ticket>,
 }
 
 impl Tally {
@@ -120,18 +131,29 @@ impl Tally {
             completion_tokens: 0,
             n,
             cached_tokens: vec![None; firsts.count()],
+            times: Times::default(),
+            tickets: Vec::new(),
         }
     }
 
     pub(super) fn add(&mut self, index: usize, finish: &Finish) {
         self.completion_tokens += finish.completion_tokens;
+        self.times.add(&finish.stats, finish.completion_tokens);
+        self.tickets.extend(finish.ticket);
         if let Some(cached) = self.cached_tokens.get_mut(index / self.n) {
             let least = cached.map_or(finish.stats.cached_tokens, |least| least.min(finish.stats.cached_tokens));
             *cached = Some(least);
         }
     }
 
-    pub(super) fn usage(&self) -> Usage {
+    /// All choices have ended: the call is known by its id from now on.
+    pub(super) fn end(&mut self, meter: &Meter, envelope: &Envelope, model_id: &str) -> Arc<Call> {
+        let Self { prompt_tokens, completion_tokens, times, .. } = *self;
+        let work = Work { prompt_tokens, completion_tokens, times };
+        meter.end(&envelope.id, model_id, std::mem::take(&mut self.tickets), work)
+    }
+
+    pub(super) fn usage(&self, energy: Option<EnergyReport>) -> Usage {
         let Self { prompt_tokens, completion_tokens, .. } = *self;
         let cached_tokens = self.cached_tokens.iter().flatten().sum();
         Usage {
@@ -139,6 +161,7 @@ impl Tally {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            energy: energy.map(Box::new),
         }
     }
 }
@@ -169,6 +192,11 @@ impl Envelope {
     pub(super) fn fill<C>(&self, object: &'static str, choices: Vec<C>, extras: Extras) -> Reply<C> {
         let Self { id, created, model } = self.clone();
         Reply { id, object, created, model, choices, usage: extras.usage, leapfrog: extras.leapfrog }
+    }
+
+    /// The id of the reply.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
     /// The name that the client knows the model by.
@@ -209,15 +237,16 @@ pub(super) async fn answer<W: Wire>(
     let ignored = ignored_header(&job.ignored);
     let mut response = if job.stream {
         let tokenizer = served.engine.model().tokenizer.clone();
-        let context = Context { job, envelope, log, tokenizer, cut: served.cut.clone() };
+        let model_id = served.engine.model().id.clone();
+        let context = Context { job, envelope, log, model_id, tokenizer, cut: served.cut.clone() };
         stream_reply(wire, context, events, tally)
     } else {
         let collected = tokio::select! {
             collected = collect(events, num_choices, &log) => collected,
             () = served.cut.cancelled() => Err(RequestError::ShuttingDown.into()),
         };
-        let choices = collected?;
-        whole_reply(wire, &job, &envelope, tally, choices)
+        let whole = Whole { envelope, tally, model_id: &served.engine.model().id };
+        whole.reply(wire, &job, collected?).await
     };
     if let Some(value) = ignored {
         response.headers_mut().insert(IGNORED, value);
@@ -268,20 +297,27 @@ impl Collected {
     }
 }
 
-fn whole_reply<W: Wire>(
-    mut wire: W,
-    job: &Job,
-    envelope: &Envelope,
-    mut tally: Tally,
-    outcomes: Vec<Outcome>,
-) -> Response {
-    for (index, outcome) in outcomes.iter().enumerate() {
-        tally.add(index, &outcome.finish);
+/// What is known of a whole reply before its choices.
+struct Whole<'a> {
+    envelope: Envelope,
+    tally: Tally,
+    model_id: &'a str,
+}
+
+impl Whole<'_> {
+    async fn reply<W: Wire>(self, mut wire: W, job: &Job, outcomes: Vec<Outcome>) -> Response {
+        let Self { envelope, mut tally, model_id } = self;
+        for (index, outcome) in outcomes.iter().enumerate() {
+            tally.add(index, &outcome.finish);
+        }
+        let call = tally.end(&job.meter, &envelope, model_id);
+        // Only who asked for the energy waits for the last reading.
+        let energy = if job.meter.wanted() { Some(job.meter.report(&call).await) } else { None };
+        let decoded = outcomes.iter().map(|outcome| Decoded::new(&outcome.finish.stats, job.seed)).collect();
+        let choices = outcomes.into_iter().enumerate().map(|(index, outcome)| wire.whole(index, outcome)).collect();
+        let extras = Extras { usage: Some(Some(tally.usage(energy))), leapfrog: Report::new(decoded) };
+        Json(wire.reply(&envelope, choices, extras)).into_response()
     }
-    let decoded = outcomes.iter().map(|outcome| Decoded::new(&outcome.finish.stats, job.seed)).collect();
-    let choices = outcomes.into_iter().enumerate().map(|(index, outcome)| wire.whole(index, outcome)).collect();
-    let extras = Extras { usage: Some(Some(tally.usage())), leapfrog: Report::new(decoded) };
-    Json(wire.reply(envelope, choices, extras)).into_response()
 }
 
 /// Names are the client's text: what a header cannot carry becomes `?`.

@@ -16,7 +16,12 @@ use super::{
     tokens::tokenize,
     types::Report,
 };
-use crate::{error::ApiError, middleware::observe::RequestLog, state::AppState};
+use crate::{
+    energy::{meter::Asker, usage::EnergyReport},
+    error::ApiError,
+    middleware::observe::RequestLog,
+    state::AppState,
+};
 
 /// Tokens of the hole if the request names no number, or -1.
 const DEFAULT_SLOTS: usize = 32;
@@ -35,6 +40,7 @@ const HARMLESS: [&str; 7] = [
 pub(crate) async fn infill(
     State(state): State<AppState>,
     Extension(log): Extension<Arc<RequestLog>>,
+    asker: Asker,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
     let models = state.models()?;
@@ -51,13 +57,14 @@ pub(crate) async fn infill(
     };
     params.check(info)?;
     check_infill(info, if is_list { "input" } else { "input_suffix" })?;
+    let meter = asker.meter(&state, params.energy)?;
     let ignored = params.ignored(fields, state.settings().strict)?;
 
     let first = if is_list { "input" } else { "input_prefix" };
     let in_text = |error: ApiError| error.rename_param("prompt", first).rename_param("suffix", first);
     let request = encode(info, &text, &params).await.map_err(in_text)?;
     let wire = InfillWire { text: is_list.then_some(text), tokens_evaluated: num_given(&request) };
-    let reply = answer(served, log, wire, params.job(model, ignored), vec![request]).await;
+    let reply = answer(served, log, wire, params.job(model, ignored, meter), vec![request]).await;
     reply.map_err(|error| in_text(error).rename_param("max_tokens", "n_predict"))
 }
 
@@ -200,6 +207,11 @@ struct Whole {
     model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leapfrog: Option<Report>,
+    /// What the energy is known by later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    energy: Option<Box<EnergyReport>>,
 }
 
 impl InfillWire {
@@ -221,7 +233,9 @@ impl InfillWire {
     fn wrap(&self, envelope: &Envelope, pieces: Vec<Piece>, extras: Extras) -> Whole {
         let piece = pieces.into_iter().next().unwrap_or_default();
         let model = piece.stop.then(|| envelope.model().to_owned());
-        Whole { piece, model, leapfrog: extras.leapfrog }
+        let energy = extras.usage.flatten().and_then(|usage| usage.energy);
+        let id = energy.is_some().then(|| envelope.id().to_owned());
+        Whole { piece, model, leapfrog: extras.leapfrog, id, energy }
     }
 }
 
@@ -230,6 +244,7 @@ impl Wire for InfillWire {
     type Choice = Piece;
     const ID_PREFIX: &'static str = "infill-";
     const SAYS_DONE: bool = false;
+    const HAS_USAGE_CHUNK: bool = false;
 
     fn open(&mut self, _index: usize) -> Option<Piece> {
         None

@@ -11,7 +11,7 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 mod decoding;
-mod fields;
+pub(crate) mod fields;
 mod frames;
 mod generate;
 mod holes;

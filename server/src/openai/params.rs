@@ -11,7 +11,7 @@ use super::{
     fields::{Fields, kind_of, read},
     generate::Job,
 };
-use crate::error::ApiError;
+use crate::{energy::meter::Meter, error::ApiError};
 
 /// Most choices of one HTTP request, over all its prompts.
 const MAX_CHOICES: usize = 128;
@@ -38,6 +38,8 @@ pub(super) struct Params {
     /// Choices per prompt.
     pub(super) n: usize,
     pub(super) max_tokens: Option<usize>,
+    /// Whether the body asks what the request costs.
+    pub(super) energy: bool,
     /// Fields that nobody reads.
     pub(super) unread: Vec<String>,
     pub(super) stop: StopRules,
@@ -67,6 +69,7 @@ impl Params {
         if !(1..=MAX_CHOICES).contains(&n) {
             return Err(ApiError::invalid("n", format!("{n} is not between 1 and {MAX_CHOICES}")));
         }
+        let energy = fields.take("energy")?.unwrap_or(false);
         let max_tokens = max_tokens(fields)?;
         let stop = stop_rules(fields)?;
         if let Some(max_tokens) = max_tokens.filter(|max_tokens| stop.min_tokens > *max_tokens) {
@@ -78,6 +81,7 @@ impl Params {
             stream_options,
             n,
             max_tokens,
+            energy,
             unread,
             sampling: sampling(fields, defaults)?,
             stop,
@@ -95,15 +99,17 @@ impl Params {
     }
 
     /// What the reply needs besides the events.
-    pub(super) fn job(&self, model: String, ignored: Vec<String>) -> Job {
+    pub(super) fn job(&self, model: String, ignored: Vec<String>, meter: Meter) -> Job {
         Job {
             model,
             n: self.n,
             seed: self.sampling.seed,
             stream: self.stream,
-            include_usage: self.stream_options.include_usage,
+            // Who wants to know the energy wants the chunk that it is in.
+            include_usage: self.stream_options.include_usage || meter.wanted(),
             frames: self.stream_options.frames,
             ignored,
+            meter,
         }
     }
 

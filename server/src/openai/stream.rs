@@ -25,7 +25,11 @@ use super::{
     generate::{Envelope, Events, Extras, Job, Tally, Wire},
     types::{Decoded, Report},
 };
-use crate::{error::ApiError, middleware::observe::RequestLog};
+use crate::{
+    energy::{calls::Call, usage::EnergyReport},
+    error::ApiError,
+    middleware::observe::RequestLog,
+};
 
 /// Silence after which a comment is sent, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -37,6 +41,8 @@ pub(super) struct Context {
     pub(super) job: Job,
     pub(super) envelope: Envelope,
     pub(super) log: Arc<RequestLog>,
+    /// The model's own name.
+    pub(super) model_id: String,
     pub(super) tokenizer: Arc<Tokenizer>,
     /// Cancelled when the stream must end whatever happens.
     pub(super) cut: CancellationToken,
@@ -48,7 +54,8 @@ pub(super) fn reply<W: Wire>(wire: W, context: Context, events: Events, tally: T
     let now = Instant::now();
     let frames = context.job.frames.map(|interval| (0..open).map(|_| FrameMerger::new(interval, now)).collect());
     let frames = frames.unwrap_or_default();
-    let mut chunks = Chunks { wire, context, events, tally, open, frames, failed: false, queue: VecDeque::new() };
+    let mut chunks =
+        Chunks { wire, context, events, tally, open, frames, failed: false, queue: VecDeque::new(), last: None };
     for index in 0..open {
         if let Some(delta) = chunks.wire.open(index) {
             chunks.push_delta(delta, None);
@@ -63,7 +70,7 @@ pub(super) fn reply<W: Wire>(wire: W, context: Context, events: Events, tally: T
 }
 
 /// The chunks of one reply.
-struct Chunks<W> {
+struct Chunks<W: Wire> {
     wire: W,
     context: Context,
     events: Events,
@@ -75,6 +82,15 @@ struct Chunks<W> {
     failed: bool,
     /// Written and not yet sent.
     queue: VecDeque<sse::Event>,
+    /// The chunk that waits for the energy.
+    last: Option<Last<W::Delta>>,
+}
+
+/// What a chunk with usage holds besides.
+struct Last<D> {
+    choices: Vec<D>,
+    leapfrog: Option<Report>,
+    call: Arc<Call>,
 }
 
 impl<W: Wire> Chunks<W> {
@@ -92,6 +108,19 @@ impl<W: Wire> Chunks<W> {
             match event {
                 Some((index, event)) => self.take(index, event),
                 None => self.fail(RequestError::ShuttingDown.into()),
+            }
+        }
+        // Everything else is on its way before the last chunk waits.
+        if self.queue.is_empty()
+            && let Some(call) = self.last.as_ref().map(|last| last.call.clone())
+        {
+            let report = tokio::select! {
+                report = self.context.job.meter.report(&call) => Some(report),
+                () = self.context.cut.cancelled() => None,
+            };
+            match (report, self.last.take()) {
+                (Some(report), Some(last)) => self.finish(last.choices, last.leapfrog, Some(report)),
+                _ => self.fail(RequestError::ShuttingDown.into()),
             }
         }
         self.queue.pop_front()
@@ -120,12 +149,9 @@ impl<W: Wire> Chunks<W> {
                 self.send_frame(index, Instant::now());
                 let report = Report::new(vec![Decoded::new(&finish.stats, self.context.job.seed)]);
                 let delta = self.wire.close(index, &finish);
-                self.push_delta(delta, report);
                 self.tally.add(index, &finish);
                 self.open = self.open.saturating_sub(1);
-                if self.open == 0 && !self.failed {
-                    self.finish();
-                }
+                self.close(delta, report);
             }
             Event::Failed(error) => self.fail(error.into()),
         }
@@ -164,9 +190,35 @@ impl<W: Wire> Chunks<W> {
         }
     }
 
-    fn finish(&mut self) {
+    /// The end of a choice, and of the reply if it was the last one.
+    fn close(&mut self, delta: W::Delta, leapfrog: Option<Report>) {
+        let is_last = self.open == 0 && !self.failed;
+        let context = &self.context;
+        if is_last && context.job.meter.wanted() {
+            let call = self.tally.end(&context.job.meter, &context.envelope, &context.model_id);
+            let (mut choices, mut report) = (Vec::new(), None);
+            if W::HAS_USAGE_CHUNK {
+                self.push_delta(delta, leapfrog);
+            } else {
+                (choices, report) = (vec![delta], leapfrog);
+            }
+            if !self.failed {
+                self.last = Some(Last { choices, leapfrog: report, call });
+            }
+            return;
+        }
+        if is_last {
+            self.tally.end(&context.job.meter, &context.envelope, &context.model_id);
+        }
+        self.push_delta(delta, leapfrog);
+        if is_last && !self.failed {
+            self.finish(Vec::new(), None, None);
+        }
+    }
+
+    fn finish(&mut self, choices: Vec<W::Delta>, leapfrog: Option<Report>, energy: Option<EnergyReport>) {
         if self.context.job.include_usage {
-            self.push(Vec::new(), Extras { usage: Some(Some(self.tally.usage())), leapfrog: None });
+            self.push(choices, Extras { usage: Some(Some(self.tally.usage(energy))), leapfrog });
         }
         if W::SAYS_DONE {
             self.queue.push_back(sse::Event::default().data("[DONE]"));
@@ -180,6 +232,7 @@ impl<W: Wire> Chunks<W> {
         self.failed = true;
         self.open = 0;
         self.events.clear();
+        self.last = None;
         match sse::Event::default().json_data(error.body()) {
             Ok(event) => self.queue.push_back(event),
             Err(error) => tracing::error!(%error, "an error cannot be written as JSON"),
@@ -195,9 +248,9 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-impl<W> Drop for Chunks<W> {
+impl<W: Wire> Drop for Chunks<W> {
     fn drop(&mut self) {
-        if self.open > 0 || !self.queue.is_empty() {
+        if self.open > 0 || !self.queue.is_empty() || self.last.is_some() {
             self.context.log.mark_cut();
         }
     }
@@ -211,7 +264,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{metrics::HttpMetrics, openai::chat::ChatWire};
+    use crate::{energy::meter::Meter, metrics::HttpMetrics, openai::chat::ChatWire};
 
     /// The body of a stream of one choice whose engine says `events`, each after a wait, and then ends.
     async fn body(events: Vec<(Duration, Event)>, frames: Option<Duration>) -> String {
@@ -223,12 +276,20 @@ mod tests {
         all.push(events.boxed());
         let tokenizer = Arc::new(byte_tokenizer().unwrap());
         let wire = ChatWire::new(tokenizer.clone(), false);
-        let job =
-            Job { model: "m".into(), n: 1, seed: 0, stream: true, include_usage: true, frames, ignored: Vec::new() };
+        let job = Job {
+            model: "m".into(),
+            n: 1,
+            seed: 0,
+            stream: true,
+            include_usage: true,
+            frames,
+            ignored: Vec::new(),
+            meter: Meter::off(),
+        };
         let log = Arc::new(RequestLog::new(String::new(), Method::POST, String::new(), HttpMetrics::default()));
         let envelope = Envelope::new("chatcmpl-", "m".into());
         let tally = Tally::new(&[Request::new(vec![TokenId(1)])], 1);
-        let context = Context { job, envelope, log, tokenizer, cut: CancellationToken::new() };
+        let context = Context { job, envelope, log, model_id: "m".into(), tokenizer, cut: CancellationToken::new() };
         let response = reply(wire, context, all, tally);
         String::from_utf8(to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
     }
@@ -268,6 +329,7 @@ mod tests {
                 prefill: Duration::ZERO,
                 decode: Duration::ZERO,
             },
+            ticket: None,
         })
     }
 

@@ -7,6 +7,7 @@ use super::{
     frames::FrameDiff,
     logprobs::{ChatLogprobs, CompletionLogprobs},
 };
+use crate::energy::usage::EnergyReport;
 
 /// A reply or a chunk, with choices of type `C`.
 #[derive(Debug, Serialize)]
@@ -24,12 +25,15 @@ pub(super) struct Reply<C> {
 }
 
 /// Tokens read and written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Usage {
     pub(super) prompt_tokens: usize,
     pub(super) completion_tokens: usize,
     pub(super) total_tokens: usize,
     pub(super) prompt_tokens_details: PromptTokensDetails,
+    /// Only for those who asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) energy: Option<Box<EnergyReport>>,
 }
 
 /// Of the tokens read, those that cost nothing.

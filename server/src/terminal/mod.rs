@@ -1,4 +1,4 @@
-//! The command `run`: a model in this terminal, without a server.
+//! The commands `run`, a model in this terminal without a server, and `energy`, what a running server uses.
 //!
 //! | module | holds |
 //! |---|---|
@@ -6,9 +6,11 @@
 //! | `canvas` | what a diffusion model has decided so far |
 //! | `screen` | that as rows of a terminal, drawn in place |
 //! | `reply` | one reply, from its events to its last line |
+//! | `energy` | a running server's watts and joules |
 
 mod canvas;
 mod conversation;
+mod energy;
 mod reply;
 mod screen;
 
@@ -19,9 +21,10 @@ use std::{
     slice, thread,
 };
 
-use engine::{Engine, RequestError};
+use engine::{Engine, RequestError, energy::EnergyMonitor};
 use tokio::sync::mpsc;
 
+pub use self::energy::{WatchError, watch};
 use self::{
     conversation::Conversation,
     reply::{Ended, View},
@@ -29,7 +32,7 @@ use self::{
 use crate::{
     args::RunArgs,
     error::ApiError,
-    run::{RunError, load},
+    run::{RunError, load, start_energy},
     settings::Settings,
     shutdown::Signals,
     welcome,
@@ -75,14 +78,14 @@ pub enum OptionError {
 pub async fn run(settings: Settings, args: RunArgs) -> Result<ExitCode, TerminalError> {
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let sources = settings.models.clone();
-    let engine = tokio::select! {
+    let (engine, energy) = tokio::select! {
         loaded = load_with_notice(settings) => loaded?,
         _ = signals.next() => return Ok(ExitCode::from(INTERRUPTED)),
     };
     let view = View::choose(engine.model(), args.no_frames);
     let conversation = Conversation::new(&args, &engine, view == View::Frames)?;
     let introduction = welcome::lines(&sources, slice::from_ref(&engine), "run");
-    let mut session = Session { engine, view, conversation, signals, introduction };
+    let mut session = Session { engine, energy, view, conversation, signals, introduction };
     match &args.prompt {
         Some(prompt) => session.turn(prompt).await.map(|ended| match ended {
             Ended::Finished => ExitCode::SUCCESS,
@@ -92,17 +95,19 @@ pub async fn run(settings: Settings, args: RunArgs) -> Result<ExitCode, Terminal
     }
 }
 
-async fn load_with_notice(settings: Settings) -> Result<Engine, TerminalError> {
+async fn load_with_notice(settings: Settings) -> Result<(Engine, EnergyMonitor), TerminalError> {
     let notice = io::stderr().is_terminal() && !is_dumb();
     if notice {
         write!(io::stderr(), "loading the model ...")?;
     }
-    let engine =
-        tokio::task::spawn_blocking(move || load(&settings.models[0], &settings)).await.map_err(RunError::Load)?;
+    let energy = start_energy(settings.energy.clone()).await?;
+    let metered = energy.clone();
+    let load = move || load(&settings.models[0], &settings, &metered);
+    let engine = tokio::task::spawn_blocking(load).await.map_err(RunError::Load)?;
     if notice {
         write!(io::stderr(), "\r\x1b[K")?;
     }
-    Ok(engine?)
+    Ok((engine?, energy))
 }
 
 /// A terminal that shows text and nothing else.
@@ -117,6 +122,7 @@ fn has_colors() -> bool {
 
 struct Session {
     engine: Engine,
+    energy: EnergyMonitor,
     view: View,
     conversation: Conversation,
     signals: Signals,
@@ -172,7 +178,7 @@ impl Session {
         let request = self.conversation.request(text, info).map_err(TerminalError::Refused)?;
         let streams = self.engine.submit(vec![request]).map_err(|error| TerminalError::Refused(error.into()))?;
         let Some(events) = streams.into_iter().next() else { return Err(RequestError::ShuttingDown.into()) };
-        let (ended, reply) = reply::show(events, self.view, info, &mut self.signals).await?;
+        let (ended, reply) = reply::show(events, self.view, (info, &self.energy), &mut self.signals).await?;
         if matches!(ended, Ended::Finished) {
             self.conversation.remember(text, reply);
         }

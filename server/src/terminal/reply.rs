@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use engine::{Event, EventStream, Finish, ModelInfo, RequestError};
+use engine::{
+    Event, EventStream, Finish, ModelInfo, RequestError,
+    energy::{EnergyMonitor, RequestEnergy},
+};
 use serde::Serialize;
 
 use super::{
@@ -14,7 +17,7 @@ use super::{
     has_colors, is_dumb,
     screen::{Screen, Size},
 };
-use crate::shutdown::Signals;
+use crate::{energy::usage::joules, shutdown::Signals};
 
 /// Time between two drawings: about 30 a second.
 const DRAW_INTERVAL: Duration = Duration::from_millis(33);
@@ -55,7 +58,7 @@ pub(super) enum Ended {
 pub(super) async fn show(
     mut events: EventStream,
     view: View,
-    info: &ModelInfo,
+    (info, energy): (&ModelInfo, &EnergyMonitor),
     signals: &mut Signals,
 ) -> Result<(Ended, String), TerminalError> {
     let mut show = Show::new(view);
@@ -80,7 +83,11 @@ pub(super) async fn show(
                 show.due = show.due.or(Some(show.next_draw));
             }
             Event::Finished(finish) => {
-                show.end(&statistics(&finish))?;
+                let energy = match finish.ticket {
+                    Some(ticket) => energy.settled(&[ticket]).await,
+                    None => None,
+                };
+                show.end(&statistics(&finish, energy.as_ref()))?;
                 return Ok((Ended::Finished, show.text));
             }
             Event::Failed(error) => {
@@ -164,7 +171,7 @@ impl Show {
 }
 
 /// A finished reply in numbers, in one line.
-fn statistics(finish: &Finish) -> String {
+fn statistics(finish: &Finish, energy: Option<&RequestEnergy>) -> String {
     let stats = &finish.stats;
     let mut parts = vec![format!("{} tokens", finish.completion_tokens)];
     match &stats.diffusion {
@@ -183,6 +190,9 @@ fn statistics(finish: &Finish) -> String {
             parts.push(format!("cache {} ({exact})", word(&diffusion.cache)));
         }
         None => parts.push(stats.strategy.to_owned()),
+    }
+    if let Some((energy, uj)) = energy.and_then(|energy| Some((energy, energy.energy_uj?))) {
+        parts.push(format!("{:.3} J ({})", joules(uj), energy.basis));
     }
     parts.join(", ")
 }
@@ -218,12 +228,13 @@ mod tests {
                 prefill: Duration::from_millis(500),
                 decode: Duration::from_millis(1500),
             },
+            ticket: None,
         }
     }
 
     #[test]
     fn a_reply_is_summed_up_in_a_line() {
-        let line = statistics(&finish(None));
+        let line = statistics(&finish(None), None);
         assert_eq!(line, "24 tokens, 12 passes, 2.00 tokens/forward, 12.0 tokens/s, jacobi");
         let diffusion = DiffusionStats {
             denoising_steps: 11,
@@ -233,7 +244,7 @@ mod tests {
             policy: Policy::LocalLeap,
             cache: CacheMode::Dual,
         };
-        let line = statistics(&finish(Some(diffusion)));
+        let line = statistics(&finish(Some(diffusion)), None);
         let expected =
             "24 tokens, 11 steps, 2.00 tokens/forward, 12.0 tokens/s, policy local_leap, cache dual (approximate)";
         assert_eq!(line, expected);

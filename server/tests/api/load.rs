@@ -7,11 +7,11 @@ use engine::{Engine, EngineSettings};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::sleep,
 };
 
-use crate::support::{Options, Server};
+use crate::support::{Options, Server, listen};
 
 const PASS: Duration = Duration::from_millis(20);
 
@@ -25,14 +25,6 @@ async fn small_server() -> Server {
 fn endless(stream: bool) -> Value {
     json!({"prompt": "!", "max_tokens": 2000, "ignore_eos": true, "temperature": 0, "stream": stream,
         "decoding": {"strategy": "ar"}})
-}
-
-async fn listen(server: &Server) -> std::net::SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let router = server.router.clone();
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    address
 }
 
 async fn send(address: std::net::SocketAddr, body: &Value) -> TcpStream {

@@ -9,11 +9,15 @@ use axum::{
 };
 use engine::{
     AttentionKind, Engine, EngineSettings, LoadedModel,
+    energy::EnergyMonitor,
     testing::{BYTE_VOCAB, Rule, Scripted, model, slow},
 };
 use serde_json::Value;
 use server::{middleware::host_guard::HostGuard, router, settings::HttpSettings, state::AppState};
 use tower::ServiceExt;
+
+/// How long calls are remembered.
+pub(crate) const RETENTION: Duration = Duration::from_secs(60);
 
 /// A server and the handles behind it.
 pub(crate) struct Server {
@@ -29,13 +33,20 @@ pub(crate) struct Options {
     pub(crate) pass_time: Duration,
     pub(crate) engine: EngineSettings,
     pub(crate) http: HttpSettings,
+    pub(crate) energy: EnergyMonitor,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let engine = EngineSettings { threads: Some(1), ..EngineSettings::default() };
         // Every token is the last one plus 1, so texts are easy to foretell.
-        Self { rule: Rule::Successor, pass_time: Duration::ZERO, engine, http: HttpSettings::default() }
+        Self {
+            rule: Rule::Successor,
+            pass_time: Duration::ZERO,
+            engine,
+            http: HttpSettings::default(),
+            energy: EnergyMonitor::off(),
+        }
     }
 }
 
@@ -78,15 +89,15 @@ impl Reply {
 
 impl Server {
     pub(crate) async fn start(options: Options) -> Self {
-        let Options { rule, pass_time, engine, http } = options;
-        Self::serve(move || vec![slow(rule, pass_time).unwrap()], engine, http).await
+        let Options { rule, pass_time, engine, http, energy } = options;
+        Self::serve(move || vec![slow(rule, pass_time).unwrap()], engine, http, energy).await
     }
 
     /// A diffusion model with full attention.
     pub(crate) async fn diffusion(rule: Rule) -> Self {
         let Options { engine, http, .. } = Options::default();
         let load = || vec![model(Scripted::diffusion(rule, BYTE_VOCAB, 2048, AttentionKind::Full)).unwrap()];
-        Self::serve(load, engine, http).await
+        Self::serve(load, engine, http, EnergyMonitor::off()).await
     }
 
     /// The first model is the default one.
@@ -94,20 +105,23 @@ impl Server {
         load: impl FnOnce() -> Vec<LoadedModel> + Send + 'static,
         http: HttpSettings,
     ) -> Self {
-        Self::serve(load, Options::default().engine, http).await
+        Self::serve(load, Options::default().engine, http, EnergyMonitor::off()).await
     }
 
     async fn serve(
         load: impl FnOnce() -> Vec<LoadedModel> + Send + 'static,
         settings: EngineSettings,
         http: HttpSettings,
+        energy: EnergyMonitor,
     ) -> Self {
+        let metered = energy.clone();
         let start = move || -> Vec<Engine> {
-            load().into_iter().map(|model| Engine::start(model, settings.clone()).unwrap()).collect()
+            let start = |model| Engine::start_metered(model, settings.clone(), &metered).unwrap();
+            load().into_iter().map(start).collect()
         };
         let engines = tokio::task::spawn_blocking(start).await.unwrap();
         let engine = engines[0].clone();
-        let state = AppState::new(http, HostGuard::Listed(Vec::new()));
+        let state = AppState::metered(http, HostGuard::Listed(Vec::new()), energy, RETENTION);
         state.set_ready(engines);
         Self { router: router(state.clone()), state, engine }
     }
@@ -141,6 +155,15 @@ pub(crate) async fn send(router: &Router, request: Request<Body>) -> Reply {
     let (parts, body) = response.into_parts();
     let body = to_bytes(body, 1 << 24).await.unwrap();
     Reply { status: parts.status, headers: parts.headers, text: String::from_utf8(body.to_vec()).unwrap() }
+}
+
+/// Serves on a free port of this machine, for as long as the test runs.
+pub(crate) async fn listen(server: &Server) -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = server.router.clone();
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    address
 }
 
 pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {

@@ -23,6 +23,8 @@ fn spec(attention: AttentionKind, alignment: LogitAlignment) -> BackboneSpec {
         kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2 },
         has_solver: false,
         num_params: 0,
+        num_active_params: 0,
+        attention_dim: 1,
         weight_bytes: 0,
     }
 }
