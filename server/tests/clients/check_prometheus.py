@@ -245,7 +245,8 @@ def main():
         return 0
     default = next((ROOT / "target" / kind / "leapfrog" for kind in ("release", "debug")
                     if (ROOT / "target" / kind / "leapfrog").exists()), None)
-    program = os.environ.get("LEAPFROG_BIN") or default
+    given = os.environ.get("LEAPFROG_BIN")
+    program = os.path.abspath(given) if given else default
     if program is None:
         print("skipped: no leapfrog in target/; build it, or name it in LEAPFROG_BIN")
         return 0
