@@ -10,9 +10,9 @@ use std::{
 
 /// Turing to Hopper.
 const DEFAULT_ARCHS: &str = "75;80;86;89;90";
-const SOURCES: [&str; 2] = ["src/ops/lla/prefill.cu", "src/ops/lla/decode.cu"];
-/// Folders with sources and headers; cargo watches all that is in them.
-const WATCHED: [&str; 2] = ["src/cuh", "src/ops/lla"];
+/// Folders with sources (`src/ops/<op>/<name>.cu`) and headers; cargo watches all that is in them.
+const WATCHED: [&str; 2] = ["src/cuh", OPS];
+const OPS: &str = "src/ops";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -33,15 +33,43 @@ fn main() -> Result<(), Box<dyn Error>> {
         "the feature `cuda` needs nvcc: set NVCC or CUDA_HOME, put it on PATH, or get it with kernels/scripts/fetch-nvcc",
     )?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let jobs: Vec<_> =
-        SOURCES.iter().map(|source| (source, compile(&nvcc, &numbers, Path::new(source), &out))).collect();
+    let sources = find_sources(Path::new(OPS))?;
+    let jobs: Vec<_> = sources.iter().map(|source| (source, compile(&nvcc, &numbers, source, &out))).collect();
     for (source, child) in jobs {
         let status = child?.wait()?;
         if !status.success() {
-            return Err(format!("nvcc could not compile {source}: {status}").into());
+            return Err(format!("nvcc could not compile {}: {status}", source.display()).into());
         }
     }
+    // One element a source, which `cuda/enabled.rs` includes.
+    let images: String =
+        sources.iter().map(|source| format!("    include_bytes!({:?}),\n", out.join(fatbin(source)))).collect();
+    let images = format!("const IMAGES: [&[u8]; {}] = [\n{images}];\n", sources.len());
+    std::fs::write(out.join("images.rs"), images)?;
     Ok(())
+}
+
+/// All `.cu` files one folder below `ops`, in the order of their names.
+fn find_sources(ops: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut sources = Vec::new();
+    for folder in std::fs::read_dir(ops)? {
+        let folder = folder?.path();
+        if folder.is_dir() {
+            for file in std::fs::read_dir(folder)? {
+                sources.push(file?.path());
+            }
+        }
+    }
+    sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    sources.sort();
+    Ok(sources)
+}
+
+/// Name of the compiled file: `<op>_<name>.fatbin`.
+fn fatbin(source: &Path) -> String {
+    let op = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let name = source.file_stem().unwrap_or_default().to_string_lossy();
+    format!("{op}_{name}.fatbin")
 }
 
 /// Compute capabilities without the dot.
@@ -67,7 +95,7 @@ fn find_nvcc() -> Option<PathBuf> {
 
 /// Starts the compiler.
 fn compile(nvcc: &Path, archs: &[u32], source: &Path, out: &Path) -> std::io::Result<std::process::Child> {
-    let fatbin = out.join(source.with_extension("fatbin").file_name().unwrap_or_default());
+    let fatbin = out.join(fatbin(source));
     let mut arguments: Vec<OsString> =
         ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Werror=all-warnings", "-o"].map(OsString::from).to_vec();
     arguments.push(fatbin.into());

@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Shape};
 
+use crate::device::ElementType;
+
 /// An error of calling a kernel with data it cannot run on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -151,6 +153,52 @@ pub enum KernelError {
     /// A device was asked for on a machine without a driver.
     #[error("no CUDA driver on this machine: libcuda was not found")]
     CudaDriverMissing,
+    /// Device memory that is not there.
+    #[error("{needed} bytes of device memory were asked for, {free} are free")]
+    DeviceMemory {
+        /// Bytes asked for.
+        needed: usize,
+        /// Bytes free.
+        free: usize,
+    },
+    /// An array of the wrong type.
+    #[error("{op}: `{what}` must hold {expected}, got {got}")]
+    Element {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// The type needed.
+        expected: ElementType,
+        /// The type given.
+        got: ElementType,
+    },
+    /// A type of elements that an op has no kernel for.
+    #[error("{op}: there is no kernel for `{what}` of {got}; supported are {supported}")]
+    NoKernelFor {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// The type, size or format given.
+        got: String,
+        /// Those that there are kernels for.
+        supported: &'static str,
+    },
+    /// The driver refused a launch.
+    #[error("CUDA could not launch `{kernel}`: error {code}")]
+    Launch {
+        /// The kernel.
+        kernel: &'static str,
+        /// Its `CUresult`.
+        code: u32,
+    },
+    /// A kernel that did what would hang or be undefined on a device, found where kernels run on the host.
+    #[error("{0}")]
+    HostRun(String),
+    /// Recorded work of another device.
+    #[error("the work was recorded by another device")]
+    ForeignRecording,
     /// The driver of a device refused.
     #[error("CUDA could not {call}: error {code}")]
     Driver {

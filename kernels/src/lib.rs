@@ -28,6 +28,7 @@
 pub mod arch;
 mod cpu;
 pub mod cuda;
+pub mod device;
 mod error;
 mod ops;
 mod tensor;
@@ -44,21 +45,6 @@ pub use ops::{
     rope::rope,
     swiglu::swiglu,
 };
-
-/// Device kernels: how to launch them ([`launch_lla`](device::launch_lla)), and what they are told, for tests and other
-/// ways to run them.
-pub mod device {
-    pub use crate::ops::lla::device::{
-        DecodeSizes, ElementType, LlaAddresses, LlaCounters, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, LlaTile,
-        LlaVisible,
-    };
-    pub use crate::ops::lla::launch::{
-        LlaSlope, LlaTensors, LlaUploadedPlan, LlaUploadedRidge, LlaWay, LlaWork, launch_lla,
-    };
-    #[allow(unused_imports, reason = "read where there is a device")]
-    pub(crate) use crate::ops::lla::launches::KERNEL_NAMES;
-    pub use crate::ops::lla::launches::LlaLaunch;
-}
 
 /// The plain implementations that the tests compare every kernel with.
 pub mod reference {

@@ -113,18 +113,21 @@ const bool tables_ready = [] {
     return true;
 }();
 
-void multiply_add_warp(Fiber* lanes) {
+void multiply_add_warp(Fiber* lanes, bool is_bfloat) {
+    const auto widen = [is_bfloat](uint16_t half) {
+        return is_bfloat ? from_bits(uint32_t(half) << 16) : from_half(half);
+    };
     float a[16][16], b[16][8];
     for (int lane = 0; lane < 32; ++lane) {
         const int group = lane / 4, quad = lane % 4;
         const uint32_t* data = lanes[lane].data;
         for (int i = 0; i < 8; ++i) {
             const uint16_t half = uint16_t(data[4 + i / 2] >> (i % 2 * 16));
-            a[group + i / 2 % 2 * 8][2 * quad + i / 4 * 8 + i % 2] = from_half(half);
+            a[group + i / 2 % 2 * 8][2 * quad + i / 4 * 8 + i % 2] = widen(half);
         }
         for (int i = 0; i < 4; ++i) {
             const uint16_t half = uint16_t(data[8 + i / 2] >> (i % 2 * 16));
-            b[2 * quad + i / 2 * 8 + i % 2][group] = from_half(half);
+            b[2 * quad + i / 2 * 8 + i % 2][group] = widen(half);
         }
     }
     for (int lane = 0; lane < 32; ++lane) {
@@ -149,7 +152,31 @@ void shuffle_warp(Fiber* lanes, unsigned mask, bool is_xor) {
     }
 }
 
-/// Runs one block-> False, with `block->error` set, if it went wrong.
+void ballot_warp(Fiber* lanes, unsigned mask) {
+    uint32_t votes = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        if (mask >> lane & 1 && lanes[lane].data[0] != 0) votes |= 1u << lane;
+    }
+    for (unsigned lane = 0; lane < 32; ++lane) lanes[lane].data[0] = votes;
+}
+
+void load_blocks_warp(Fiber* lanes) {
+    const uint16_t* rows[32];
+    for (int lane = 0; lane < 32; ++lane) {
+        const uint32_t* data = lanes[lane].data;
+        rows[lane] = reinterpret_cast<const uint16_t*>(uint64_t(data[0]) | uint64_t(data[1]) << 32);
+        if (reinterpret_cast<uint64_t>(rows[lane]) % 16 != 0) return fail("a row of a block is not aligned to 16 bytes");
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        const int group = lane / 4, quad = lane % 4;
+        for (int j = 0; j < 4; ++j) {
+            const uint16_t* row = rows[8 * j + group] + 2 * quad;
+            lanes[lane].data[j] = uint32_t(row[0]) | uint32_t(row[1]) << 16;
+        }
+    }
+}
+
+/// Runs one block. False, with `block->error` set, if it went wrong.
 bool run_block(Order order) {
     const size_t count = block->num_threads;
     block->meetings.assign((count + 31) / 32, Meeting{Collective::Wait, 0, 0});
@@ -169,7 +196,7 @@ bool run_block(Order order) {
         size_t done = 0, at_barrier = 0, votes = 0;
         bool any = false;
         for (size_t n = 0; n < count; ++n) {
-            // 37 has no factor in common with the size of a block->
+            // 37 has no factor in common with the size of a block.
             const size_t i = order == Order::Forward ? n : order == Order::Backward ? count - 1 - n : n * 37 % count;
             if (block->fibers[i].state != State::Ready) continue;
             progress = true;
@@ -237,8 +264,12 @@ void meet(Collective kind, unsigned mask, uint32_t* data, int words) {
     } else {
         meeting.arrived = 0;
         Fiber* lanes = &block->fibers[first];
-        if (kind == Collective::MultiplyAdd) {
-            multiply_add_warp(lanes);
+        if (kind == Collective::MultiplyAdd || kind == Collective::MultiplyAddBfloat) {
+            multiply_add_warp(lanes, kind == Collective::MultiplyAddBfloat);
+        } else if (kind == Collective::Ballot) {
+            ballot_warp(lanes, mask);
+        } else if (kind == Collective::LoadBlocks) {
+            load_blocks_warp(lanes);
         } else if (kind != Collective::Wait) {
             shuffle_warp(lanes, mask, kind == Collective::ShuffleXor);
         }
@@ -281,6 +312,7 @@ std::string launch(Kernel kernel, const void* params, const unsigned (&grid)[2],
     block->params = params;
     block->error.clear();
     running.block_dim = {block_dim, 1, 1};
+    running.grid_dim = {grid[0], grid[1], 1};
     for (unsigned y = 0; y < grid[1]; ++y) {
         for (unsigned x = 0; x < grid[0]; ++x) {
             running.block = {x, y, 0};

@@ -22,6 +22,9 @@ struct uint3 {
 struct float2 {
     float x, y;
 };
+struct alignas(8) uint2 {
+    uint32_t x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -32,11 +35,11 @@ struct alignas(16) uint4 {
 namespace shim {
 
 /// What lanes do together.
-enum class Collective { Wait, Shuffle, ShuffleXor, MultiplyAdd };
+enum class Collective { Wait, Shuffle, ShuffleXor, Ballot, MultiplyAdd, MultiplyAddBfloat, LoadBlocks };
 
 /// Where the running thread stands.
 struct Place {
-    uint3 thread, block, block_dim;
+    uint3 thread, block, block_dim, grid_dim;
 };
 
 // Not `thread_local`, whose every use from another file calls a function.
@@ -73,11 +76,44 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
     for (int i = 0; i < 4; ++i) c[i] = from_bits(data[i]);
 }
 
+/// The same in bf16.
+inline void multiply_add_bfloat(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    uint32_t data[10];
+    for (int i = 0; i < 4; ++i) data[i] = bits(c[i]), data[4 + i] = a[i];
+    data[8] = b0, data[9] = b1;
+    meet(Collective::MultiplyAddBfloat, 0xffffffffu, data, 10);
+    for (int i = 0; i < 4; ++i) c[i] = from_bits(data[i]);
+}
+
+/// Data: where the row of the lane starts; then four registers.
+inline void load_blocks(uint32_t (&to)[4], const uint16_t* row) {
+    const uint64_t address = reinterpret_cast<uint64_t>(row);
+    uint32_t data[4] = {uint32_t(address), uint32_t(address >> 32), 0, 0};
+    meet(Collective::LoadBlocks, 0xffffffffu, data, 4);
+    for (int i = 0; i < 4; ++i) to[i] = data[i];
+}
+
+/// A shuffle of anything made of words.
+template <class T>
+inline T shuffle(Collective kind, unsigned mask, T value, uint32_t lane) {
+    static_assert(sizeof(T) % 4 == 0, "words");
+    uint32_t words[sizeof(T) / 4];
+    std::memcpy(words, &value, sizeof(T));
+    for (uint32_t& word : words) {
+        uint32_t data[2] = {word, lane};
+        meet(kind, mask, data, 2);
+        word = data[0];
+    }
+    std::memcpy(&value, words, sizeof(T));
+    return value;
+}
+
 }  // namespace shim
 
 #define threadIdx (shim::running.thread)
 #define blockIdx (shim::running.block)
 #define blockDim (shim::running.block_dim)
+#define gridDim (shim::running.grid_dim)
 
 inline void __syncthreads() { shim::barrier(false, false); }
 inline int __syncthreads_or(int value) { return shim::barrier(true, value != 0); }
@@ -87,16 +123,21 @@ inline void __syncwarp() {
     shim::meet(shim::Collective::Wait, 0xffffffffu, &nothing, 1);
 }
 
-inline float __shfl_sync(unsigned mask, float value, int lane) {
-    uint32_t data[2] = {shim::bits(value), uint32_t(lane) % 32};
-    shim::meet(shim::Collective::Shuffle, mask, data, 2);
-    return shim::from_bits(data[0]);
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+    return shim::shuffle(shim::Collective::Shuffle, mask, value, uint32_t(lane) % 32);
 }
 
-inline float __shfl_xor_sync(unsigned mask, float value, int flip) {
-    uint32_t data[2] = {shim::bits(value), uint32_t(flip)};
-    shim::meet(shim::Collective::ShuffleXor, mask, data, 2);
-    return shim::from_bits(data[0]);
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int flip) {
+    return shim::shuffle(shim::Collective::ShuffleXor, mask, value, uint32_t(flip));
+}
+
+/// The lanes of `mask` for which `holds`.
+inline unsigned __ballot_sync(unsigned mask, int holds) {
+    uint32_t data[2] = {holds != 0 ? 1u : 0u, 0};
+    shim::meet(shim::Collective::Ballot, mask, data, 2);
+    return data[0];
 }
 
 /// Blocks of one launch run one after the other and threads of a block do not overlap, so plain operations are atomic.
@@ -114,6 +155,14 @@ T atomicMax(T* to, T value) {
     return old;
 }
 
+/// For the order of writes between blocks, which run one after the other.
+inline void __threadfence() {}
+
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(unsigned(value)); }
+inline int __clzll(long long value) { return value == 0 ? 64 : __builtin_clzll((unsigned long long)(value)); }
+inline unsigned __float_as_uint(float value) { return shim::bits(value); }
+inline float __uint_as_float(unsigned value) { return shim::from_bits(value); }
 inline int __float_as_int(float value) { return int(shim::bits(value)); }
 inline float __int_as_float(int value) { return shim::from_bits(uint32_t(value)); }
 

@@ -4,7 +4,10 @@
 //! for each thread, and the matrix step of a warp is computed from the registers of its lanes. Nothing here says how
 //! fast a kernel is, and a device may round the sums of a matrix step in another order.
 
+mod device;
 mod host;
+
+pub use device::HostDevice;
 
 use kernels::device::LlaLaunch;
 
@@ -37,7 +40,7 @@ pub unsafe fn run(launches: &[LlaLaunch], order: Order) -> Result<(), String> {
         unsafe {
             host::launch(
                 launch.kernel,
-                Some(&launch.params),
+                std::ptr::from_ref(&launch.params).cast(),
                 (launch.grid, launch.block_dim, launch.shared_bytes),
                 order,
             )
@@ -52,7 +55,7 @@ pub unsafe fn run(launches: &[LlaLaunch], order: Order) -> Result<(), String> {
 /// If the shim notices.
 pub fn run_wrong(kernel: &str) -> Result<(), String> {
     // SAFETY: these kernels have no parameters.
-    unsafe { host::launch(kernel, None, ([1, 1], 32, 64), Order::Forward) }
+    unsafe { host::launch(kernel, std::ptr::null(), ([1, 1], 32, 64), Order::Forward) }
 }
 
 /// Length of the parameters as the kernels see them.

@@ -1,150 +1,245 @@
-//! A device, by the driver that is found at run time.
+//! CUDA devices, by the driver that is found at run time.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    any::Any,
+    collections::HashMap,
+    ffi::c_void,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-pub use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use cudarc::{
     driver::{
-        CudaContext, CudaFunction, DevicePtr, DevicePtrMut, DriverError, LaunchConfig, PushKernelArg, SyncOnDrop,
-        sys::CUfunction_attribute_enum,
+        CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, result,
+        sys::{
+            CUdevice_attribute_enum, CUevent_flags, CUfunction_attribute_enum, CUgraphInstantiate_flags,
+            CUstreamCaptureMode,
+        },
     },
     nvrtc::Ptx,
 };
 
 use crate::{
     KernelError,
-    device::{KERNEL_NAMES, LlaCounters, LlaLaunch, LlaParams, LlaTile, LlaVisible},
+    device::{Allocation, Device, DeviceFacts, KERNELS, Launch},
 };
 
-/// Ends the use of a slice by the work that was given to a stream.
-pub type Use<'a> = SyncOnDrop<'a>;
-
-/// Device code for every architecture of [`ARCHS`], by source file.
-const IMAGES: [&[u8]; 2] = [
-    include_bytes!(concat!(env!("OUT_DIR"), "/prefill.fatbin")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/decode.fatbin")),
-];
+// `IMAGES`: for each source file its device code for every architecture of `ARCHS`.
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// Compute capabilities that the build compiled for, such as `75;80`; newer devices run the last one's PTX.
 const ARCHS: &str = env!("LEAPFROG_CUDA_ARCHS");
 /// What a block may have of shared memory without asking.
 const USUAL_SHARED_BYTES: u32 = 48 * 1024;
 
-// SAFETY: all are `repr(C)` structs of numbers without padding that is read, laid out as in `params.cuh`, which both
-// sides assert.
-unsafe impl DeviceRepr for LlaParams {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for LlaTile {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for LlaVisible {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for LlaCounters {}
+/// Number of devices.
+///
+/// # Errors
+/// If there is no driver, or it refuses.
+pub fn count() -> Result<usize, KernelError> {
+    find_driver()?;
+    result::init().map_err(driver("start"))?;
+    Ok(CudaContext::device_count().map_err(driver("count devices"))?.max(0) as usize)
+}
 
-/// The kernels of this crate on one device.
-#[derive(Debug)]
-pub struct DeviceKernels {
+/// The device of a number, with all kernels loaded and a queue of its own.
+///
+/// # Errors
+/// If there is no driver or no such device, or the kernels were not compiled for it.
+pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, KernelError> {
+    let count = count()?;
+    if ordinal >= count {
+        return Err(KernelError::OutOfRange { op: "cuda", what: "device", index: ordinal, len: count });
+    }
+    let context = CudaContext::new(ordinal).map_err(driver("open a device"))?;
+    let (major, minor) = context.compute_capability().map_err(driver("ask for the compute capability"))?;
+    if !runs_on(ARCHS, (major, minor)) {
+        return Err(KernelError::Capability { device: (major, minor), compiled: ARCHS });
+    }
+    let processors = CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    let facts = DeviceFacts {
+        name: context.name().map_err(driver("ask for the name"))?,
+        capability: (major as u32, minor as u32),
+        num_multiprocessors: context.attribute(processors).map_err(driver("count multiprocessors"))? as u32,
+        total_bytes: context.total_mem().map_err(driver("ask for the memory"))?,
+    };
+    let functions = load(&context)?;
+    // Not the default queue, whose work cannot be recorded.
+    let stream = context.new_stream().map_err(driver("make a stream"))?;
+    Ok(Arc::new(CudaDevice { facts, context, stream, functions }))
+}
+
+/// One device of the driver.
+struct CudaDevice {
+    facts: DeviceFacts,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
 }
 
-/// The default stream of a device.
-///
-/// # Errors
-/// If there is no such device, or no driver.
-pub fn open(ordinal: usize) -> Result<Arc<CudaStream>, KernelError> {
-    // SAFETY: only looks for the library; the driver is loaded by what follows in any case.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return Err(KernelError::CudaDriverMissing);
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaDevice").field("facts", &self.facts).finish_non_exhaustive()
     }
-    Ok(CudaContext::new(ordinal).map_err(driver("open a device"))?.default_stream())
 }
 
-impl DeviceKernels {
-    /// Loads the kernels for the device of a stream.
-    ///
-    /// # Errors
-    /// If they were not compiled for it, or the driver refuses.
-    pub fn load(stream: &Arc<CudaStream>) -> Result<Self, KernelError> {
-        let context = stream.context();
-        let (major, minor) = context.compute_capability().map_err(driver("ask for the compute capability"))?;
-        if !runs_on(ARCHS, (major, minor)) {
-            return Err(KernelError::Capability { device: (major, minor), compiled: ARCHS });
+/// Memory of the driver.
+#[derive(Debug)]
+struct CudaMemory {
+    address: u64,
+    context: Arc<CudaContext>,
+}
+
+impl Allocation for CudaMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for CudaMemory {
+    fn drop(&mut self) {
+        // Waits for work that may use it. Where the driver refuses, the memory stays taken until the process ends.
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: it came from `malloc_sync` and is freed here alone.
+            let _ = unsafe { result::free_sync(self.address) };
         }
-        let mut functions = HashMap::new();
-        for image in IMAGES {
-            let module = context.load_module(Ptx::from_binary(image.to_vec())).map_err(driver("load kernels"))?;
-            // A kernel that is in no image is noticed below.
-            functions.extend(KERNEL_NAMES.iter().filter_map(|name| Some((*name, module.load_function(name).ok()?))));
-        }
-        match KERNEL_NAMES.iter().find(|name| !functions.contains_key(*name)) {
-            Some(kernel) => Err(KernelError::KernelMissing { kernel }),
-            None => Ok(Self { functions }),
+    }
+}
+
+/// Recorded work.
+struct CudaRecording(Mutex<Graph>);
+
+struct Graph(Option<CudaGraph>);
+
+// SAFETY: a graph is bound to no thread; the driver only asks that calls with one graph do not overlap, for which the
+// lock around it sees.
+unsafe impl Send for Graph {}
+
+impl Device for CudaDevice {
+    fn facts(&self) -> &DeviceFacts {
+        &self.facts
+    }
+
+    fn free_bytes(&self) -> Result<usize, KernelError> {
+        Ok(self.context.mem_get_info().map_err(driver("ask for free memory"))?.0)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Box<dyn Allocation>, KernelError> {
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        // SAFETY: what the memory holds is unspecified, as is said.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => Ok(Box::new(CudaMemory { address, context: Arc::clone(&self.context) })),
+            Err(error) => match self.free_bytes() {
+                Ok(free) if free < bytes => Err(KernelError::DeviceMemory { needed: bytes, free }),
+                _ => Err(driver("allocate device memory")(error)),
+            },
         }
     }
 
-    /// # Safety
-    /// The addresses in the parameters must be those of device memory of the lengths that the plan asks for, in use by
-    /// the stream until the launch.
-    pub(crate) unsafe fn launch(&self, stream: &Arc<CudaStream>, launch: &LlaLaunch) -> Result<(), KernelError> {
-        let function = self.functions.get(launch.kernel).ok_or(KernelError::KernelMissing { kernel: launch.kernel })?;
-        if launch.shared_bytes > USUAL_SHARED_BYTES {
+    unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<(), KernelError> {
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        // SAFETY: the caller answers for the address; the driver stages pageable memory before it returns.
+        unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream()) }
+            .map_err(driver("copy to the device"))
+    }
+
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<(), KernelError> {
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        // SAFETY: the caller answers for the address.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(driver("clear device memory"))
+    }
+
+    unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        // SAFETY: the caller answers for the address, and the wait below outlasts the copy.
+        let copied = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream.cu_stream()) };
+        // Also after an error: part of the copy may be under way.
+        let waited = self.synchronize();
+        copied.map_err(driver("copy from the device"))?;
+        waited
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
+        let kernel = launch.kernel();
+        let function = self.functions.get(kernel).ok_or(KernelError::KernelMissing { kernel })?;
+        if launch.shared_bytes() > USUAL_SHARED_BYTES {
             let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let asked = function.set_attribute(attribute, launch.shared_bytes as i32);
+            let asked = function.set_attribute(attribute, launch.shared_bytes() as i32);
             asked.map_err(driver("ask for shared memory"))?;
         }
-        let config = LaunchConfig {
-            grid_dim: (launch.grid[0], launch.grid[1], 1),
-            block_dim: (launch.block_dim, 1, 1),
-            shared_mem_bytes: launch.shared_bytes,
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        let [x, y] = launch.grid();
+        let mut params = [launch.params().as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes this one struct and the driver copies it before it returns; the caller answers for the
+        // memory behind the addresses in it.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (x, y, 1),
+                (launch.block_dim(), 1, 1),
+                launch.shared_bytes(),
+                self.stream.cu_stream(),
+                &mut params,
+            )
         };
-        let mut builder = stream.launch_builder(function);
-        builder.arg(&launch.params);
-        // SAFETY: the kernel takes exactly this argument; the caller answers for the memory behind it.
-        unsafe { builder.launch(config) }.map_err(driver("launch a kernel"))?;
-        Ok(())
+        launched.map_err(|error| KernelError::Launch { kernel, code: error.0 as u32 })
+    }
+
+    fn record(&self, launches: &[Launch]) -> Result<Arc<dyn Any + Send + Sync>, KernelError> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(driver("begin to record"))?;
+        // SAFETY: nothing runs; whoever replays the recording answers for the memory.
+        let given = launches.iter().try_for_each(|launch| unsafe { self.launch(launch) });
+        // Also after an error: the stream must leave the mode.
+        let ended = self.stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+        given?;
+        let graph = ended.map_err(driver("end a recording"))?;
+        Ok(Arc::new(CudaRecording(Mutex::new(Graph(graph)))))
+    }
+
+    unsafe fn replay(&self, recording: &(dyn Any + Send + Sync)) -> Result<(), KernelError> {
+        let CudaRecording(graph) = recording.downcast_ref().ok_or(KernelError::ForeignRecording)?;
+        // A panic while it was held leaves the graph as it was.
+        let graph = graph.lock().unwrap_or_else(PoisonError::into_inner);
+        match &graph.0 {
+            Some(graph) => graph.launch().map_err(driver("replay a recording")),
+            // No launches.
+            None => Ok(()),
+        }
+    }
+
+    fn synchronize(&self) -> Result<(), KernelError> {
+        self.stream.synchronize().map_err(driver("wait for the device"))
+    }
+
+    fn millis(&self, work: &mut dyn FnMut() -> Result<(), KernelError>) -> Result<f32, KernelError> {
+        let mark = || self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver("set a mark"));
+        let start = mark()?;
+        work()?;
+        let end = mark()?;
+        start.elapsed_ms(&end).map_err(driver("measure a time"))
     }
 }
 
-pub(crate) fn len<T>(slice: &CudaSlice<T>) -> usize {
-    slice.len()
-}
-
-pub(crate) fn read<'a, T>(slice: &'a CudaSlice<T>, stream: &'a CudaStream) -> (u64, Use<'a>) {
-    slice.device_ptr(stream)
-}
-
-pub(crate) fn write<'a, T>(slice: &'a mut CudaSlice<T>, stream: &'a CudaStream) -> (u64, Use<'a>) {
-    slice.device_ptr_mut(stream)
-}
-
-/// Copies values to a device.
-///
-/// # Errors
-/// If the driver refuses.
-pub fn upload<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> Result<CudaSlice<T>, KernelError> {
-    let mut slice = reserve(stream, values.len())?;
-    if !values.is_empty() {
-        stream.memcpy_htod(values, &mut slice).map_err(driver("copy to the device"))?;
+/// All kernels.
+fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>, KernelError> {
+    let names = || KERNELS.iter().copied().flatten().copied();
+    let mut functions = HashMap::new();
+    for image in IMAGES {
+        let module = context.load_module(Ptx::from_binary(image.to_vec())).map_err(driver("load kernels"))?;
+        // A kernel that is in no image is noticed below.
+        functions.extend(names().filter_map(|name| Some((name, module.load_function(name).ok()?))));
     }
-    Ok(slice)
+    match names().find(|name| !functions.contains_key(name)) {
+        Some(kernel) => Err(KernelError::KernelMissing { kernel }),
+        None => Ok(functions),
+    }
 }
 
-/// Copies values from a device, once the work of the stream is done.
-///
-/// # Errors
-/// If the driver refuses.
-pub fn download<T: DeviceRepr + Clone>(stream: &Arc<CudaStream>, slice: &CudaSlice<T>) -> Result<Vec<T>, KernelError> {
-    let values = stream.clone_dtoh(slice).map_err(driver("copy from the device"))?;
-    stream.synchronize().map_err(driver("wait for the device"))?;
-    Ok(values)
-}
-
-/// An array of unspecified values.
-///
-/// # Errors
-/// If the driver refuses.
-pub fn reserve<T: DeviceRepr>(stream: &Arc<CudaStream>, len: usize) -> Result<CudaSlice<T>, KernelError> {
-    // SAFETY: every bit pattern is a value of the numbers that this crate keeps on a device, and what is not written by
-    // a copy or a kernel is not read. Nothing is an allocation of one element, since the driver refuses none.
-    unsafe { stream.alloc(len.max(1)) }.map_err(driver("allocate device memory"))
+/// Refuses a machine without a driver, which would panic later.
+fn find_driver() -> Result<(), KernelError> {
+    // SAFETY: only looks for the library; the driver is loaded by what follows in any case.
+    if unsafe { cudarc::driver::sys::is_culib_present() } { Ok(()) } else { Err(KernelError::CudaDriverMissing) }
 }
 
 fn driver(call: &'static str) -> impl Fn(DriverError) -> KernelError {

@@ -1,4 +1,4 @@
-//! The device, where the crate was built with the feature `cuda`; elsewhere the same names, none of which can come to be.
+//! CUDA devices, where the crate was built with the feature `cuda`; elsewhere the same names, which say that it was not.
 
 #[cfg(not(feature = "cuda"))]
 mod disabled;
@@ -9,23 +9,3 @@ mod enabled;
 pub use disabled::*;
 #[cfg(feature = "cuda")]
 pub use enabled::*;
-
-use crate::device::ElementType;
-
-/// An element that tensors on a device have.
-pub trait DeviceElement: DeviceRepr {
-    /// The type, as the kernels are told.
-    const ELEMENT_TYPE: ElementType;
-}
-
-impl DeviceElement for f32 {
-    const ELEMENT_TYPE: ElementType = ElementType::F32;
-}
-
-impl DeviceElement for half::f16 {
-    const ELEMENT_TYPE: ElementType = ElementType::F16;
-}
-
-impl DeviceElement for half::bf16 {
-    const ELEMENT_TYPE: ElementType = ElementType::BF16;
-}

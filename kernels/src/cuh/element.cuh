@@ -4,8 +4,8 @@
 
 #include "intrinsics.cuh"
 
-/// Element types; mirrored by `ElementType` in `ops/lla/device.rs`.
-enum ElementType : uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2 };
+/// Element types; mirrored by `ElementType` in `device/array.rs`.
+enum ElementType : uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kU32 = 3, kU8 = 4 };
 
 constexpr float kLargestFloat = 3.402823466e38f;
 

@@ -95,6 +95,76 @@ inline __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint3
 #endif
 }
 
+/// The same for operands in bf16. Turing has no such step: there it traps, and the host refuses bf16 before it launches.
+inline __device__ void multiply_add_bfloat(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef __CUDACC__
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    asm volatile("trap;");
+#endif
+#else
+    shim::multiply_add_bfloat(c, a, b0, b1);
+#endif
+}
+
+/// Four 8 x 8 blocks of 16-bit values in shared memory, transposed to nothing: lane `i` names row `i % 8` of block
+/// `i / 8`, aligned to 16 bytes. A lane gets columns 2 quad, 2 quad + 1 of row `group` of block `j` in to[j]. All lanes of
+/// a warp take part.
+inline __device__ void load_blocks(uint32_t (&to)[4], const uint16_t* row) {
+#ifdef __CUDACC__
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+#else
+    shim::load_blocks(to, row);
+#endif
+}
+
+/// Starts a copy of 16 bytes, aligned, from global to shared memory; of zeros unless `wanted`, without reading. Before
+/// sm_80 the copy is made at once.
+inline __device__ void copy_async(void* shared, const void* global, bool wanted) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+    const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(wanted ? 16 : 0) : "memory");
+#else
+    *static_cast<uint4*>(shared) = wanted ? *static_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
+#endif
+}
+
+/// Ends a group of copies of this thread.
+inline __device__ void commit_copies() {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+/// Waits until all but the last `pending` groups of this thread have arrived. Other threads see them after a barrier.
+template <int pending>
+inline __device__ void wait_copies() {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
+/// 16 bytes, aligned, of weights: read once, so they should not push anything else out of the caches.
+inline __device__ uint4 load_streamed(const void* from) {
+#ifdef __CUDACC__
+    uint4 to;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to.x), "=r"(to.y), "=r"(to.z), "=r"(to.w)
+                 : "l"(from));
+    return to;
+#else
+    return *static_cast<const uint4*>(from);
+#endif
+}
+
 /// Columns of a 16 x 16 block of fp16 in shared memory, rows `stride` apart and aligned to 16 bytes; all lanes of a warp
 /// take part. A lane gets column `group` of rows 2 quad, 2 quad + 1 in to[0], of rows 2 quad + 8, 2 quad + 9 in to[1],
 /// and column `group + 8` of the same rows in to[2] and to[3]: the `B` fragments of two matrix steps, or, with to[1] and

@@ -1,5 +1,7 @@
 //! There was no C++ compiler.
 
+use std::ffi::c_void;
+
 use kernels::device::LlaParams;
 
 use crate::Order;
@@ -8,12 +10,7 @@ pub(crate) const AVAILABLE: bool = false;
 
 /// # Safety
 /// None needed: nothing runs.
-pub(crate) unsafe fn launch(
-    kernel: &str,
-    _: Option<&LlaParams>,
-    _: ([u32; 2], u32, u32),
-    _: Order,
-) -> Result<(), String> {
+pub(crate) unsafe fn launch(kernel: &str, _: *const c_void, _: ([u32; 2], u32, u32), _: Order) -> Result<(), String> {
     Err(format!("{kernel}: built without a C++ compiler"))
 }
 

@@ -1,8 +1,6 @@
-//! Calls into `shim/lla.cpp`.
+//! Calls into `shim/registry.cpp`.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-
-use kernels::device::LlaParams;
 
 use crate::Order;
 
@@ -27,15 +25,14 @@ unsafe extern "C" {
 }
 
 /// # Safety
-/// `params` must be what the kernel needs, with addresses of host memory.
+/// `params` must point to what the kernel needs, with addresses of host memory.
 pub(crate) unsafe fn launch(
     kernel: &str,
-    params: Option<&LlaParams>,
+    params: *const c_void,
     (grid, block_dim, shared_bytes): ([u32; 2], u32, u32),
     order: Order,
 ) -> Result<(), String> {
     let name = CString::new(kernel).map_err(|error| error.to_string())?;
-    let params: *const c_void = params.map_or(std::ptr::null(), |params| std::ptr::from_ref(params).cast());
     let mut message = [0 as c_char; MESSAGE_LEN];
     // SAFETY: the name ends in zero, the message has the room that is named, and the caller answers for the parameters.
     let code = unsafe {

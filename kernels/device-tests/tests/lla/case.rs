@@ -206,6 +206,7 @@ impl Buffer {
             ElementType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             ElementType::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
             ElementType::BF16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            other => panic!("{other} is no type of these kernels"),
         };
         let word = |chunk: &[u8]| {
             let mut word = [0; 16];
@@ -230,6 +231,7 @@ impl Buffer {
             ElementType::BF16 => {
                 bytes.as_chunks::<2>().0[..len].iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
             }
+            other => panic!("{other} is no type of these kernels"),
         }
     }
 }
@@ -240,6 +242,7 @@ pub(crate) fn round(value: f32, element_type: ElementType) -> f32 {
         ElementType::F32 => value,
         ElementType::F16 => f16::from_f32(value).to_f32(),
         ElementType::BF16 => bf16::from_f32(value).to_f32(),
+        other => panic!("{other} is no type of these kernels"),
     }
 }
 
@@ -249,6 +252,7 @@ pub(crate) fn rounding(element_type: ElementType) -> f64 {
         ElementType::F32 => 2f64.powi(-24),
         ElementType::F16 => 2f64.powi(-11),
         ElementType::BF16 => 2f64.powi(-8),
+        other => panic!("{other} is no type of these kernels"),
     }
 }
 

@@ -14,7 +14,7 @@
 //! *Decoding sums second moments* of the keys instead of iterating over them, since every iteration would end in an
 //! agreement of the whole grid.
 
-use crate::{KernelError, reference::LlaShape};
+use crate::{KernelError, device::ElementType, device::Params, reference::LlaShape};
 
 use super::LlaPlan;
 
@@ -26,20 +26,8 @@ pub(super) const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
 /// The most splits of a query: blocks along the second axis of a grid.
 const MOST_SPLITS: usize = 65535;
 
-/// Type of the elements of queries, keys, values, probes and outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum ElementType {
-    /// f32
-    F32 = 0,
-    /// IEEE half precision
-    F16 = 1,
-    /// bfloat16
-    BF16 = 2,
-}
-
 /// Positions `start..end` that a row sees through page table `table`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct LlaVisible {
     /// Index of the table.
@@ -52,7 +40,7 @@ pub struct LlaVisible {
 
 /// Consecutive queries of one table that share a block. Query `i` is head `i % group` of a group of heads, those that
 /// read one key-value head, in row `i / group`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct LlaTile {
     /// The first query.
@@ -64,7 +52,7 @@ pub struct LlaTile {
 }
 
 /// What solving took, summed over queries. The kernels add to it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct LlaCounters {
     /// Steps of all queries.
@@ -80,7 +68,7 @@ pub struct LlaCounters {
 }
 
 /// Parameters of a kernel; the fields are explained in `params.cuh`. Pointers are device addresses, 0 for none.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct LlaParams {
     pub(super) q: u64,
@@ -112,6 +100,8 @@ pub struct LlaParams {
     pub(super) tolerance: f32,
     pub(super) scale_log2: f32,
 }
+
+impl Params for LlaParams {}
 
 const _: () = {
     assert!(size_of::<LlaVisible>() == 12 && size_of::<LlaTile>() == 20 && size_of::<LlaCounters>() == 24);
@@ -180,8 +170,8 @@ impl LlaRounds {
     /// show; f32 asks for more.
     pub fn prefill(element_type: ElementType) -> Self {
         match element_type {
-            ElementType::F32 => Self { tolerance: 1e-4, max_steps: 256, num_rounds: 2 },
             ElementType::F16 | ElementType::BF16 => Self { tolerance: 3e-2, max_steps: 64, num_rounds: 2 },
+            _ => Self { tolerance: 1e-4, max_steps: 256, num_rounds: 2 },
         }
     }
 

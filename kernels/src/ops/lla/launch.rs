@@ -5,12 +5,10 @@ use std::sync::Arc;
 use super::{
     LlaPlan, OP, Ridge, check_length, check_number,
     device::{LlaAddresses, LlaCounters, LlaDevicePlan, LlaProbe, LlaRounds},
-    launches::LlaLaunch,
 };
 use crate::{
     KernelError,
-    cuda::{self, CudaSlice, CudaStream, DeviceElement, DeviceKernels, Use},
-    device::{LlaTile, LlaVisible},
+    device::{Array, Device, ElementType, Launch},
     reference::LlaShape,
 };
 
@@ -18,10 +16,10 @@ use crate::{
 #[derive(Debug)]
 pub struct LlaUploadedPlan {
     plan: LlaDevicePlan,
-    tiles: CudaSlice<LlaTile>,
-    visible: CudaSlice<LlaVisible>,
-    pages: CudaSlice<u32>,
-    table_starts: CudaSlice<u32>,
+    tiles: Array,
+    visible: Array,
+    pages: Array,
+    table_starts: Array,
 }
 
 impl LlaUploadedPlan {
@@ -29,13 +27,13 @@ impl LlaUploadedPlan {
     ///
     /// # Errors
     /// Those of [`LlaDevicePlan::new`] and of the driver.
-    pub fn new(stream: &Arc<CudaStream>, plan: &LlaPlan, shape: LlaShape) -> Result<Self, KernelError> {
+    pub fn new(device: &Arc<dyn Device>, plan: &LlaPlan, shape: LlaShape) -> Result<Self, KernelError> {
         let plan = LlaDevicePlan::new(plan, shape)?;
         Ok(Self {
-            tiles: cuda::upload(stream, plan.tiles())?,
-            visible: cuda::upload(stream, plan.visible())?,
-            pages: cuda::upload(stream, plan.pages())?,
-            table_starts: cuda::upload(stream, plan.table_starts())?,
+            tiles: Array::from_slice::<u8>(device, bytemuck::cast_slice(plan.tiles()))?,
+            visible: Array::from_slice::<u8>(device, bytemuck::cast_slice(plan.visible()))?,
+            pages: Array::from_slice(device, plan.pages())?,
+            table_starts: Array::from_slice(device, plan.table_starts())?,
             plan,
         })
     }
@@ -44,8 +42,7 @@ impl LlaUploadedPlan {
 /// Ridges on a device, checked before they were copied.
 #[derive(Debug)]
 pub struct LlaUploadedRidge {
-    values: CudaSlice<f32>,
-    len: usize,
+    values: Array,
     per_row: bool,
 }
 
@@ -54,45 +51,45 @@ impl LlaUploadedRidge {
     ///
     /// # Errors
     /// If one is not finite and above zero, or the driver refuses.
-    pub fn new(stream: &Arc<CudaStream>, ridge: Ridge<'_>) -> Result<Self, KernelError> {
+    pub fn new(device: &Arc<dyn Device>, ridge: Ridge<'_>) -> Result<Self, KernelError> {
         let (values, per_row) = match ridge {
             Ridge::PerHead(values) => (values, false),
             Ridge::PerRow(values) => (values, true),
         };
         check_number(OP, "ridge", values, "finite and above zero", |x| x > 0.0)?;
-        Ok(Self { values: cuda::upload(stream, values)?, len: values.len(), per_row })
+        Ok(Self { values: Array::from_slice(device, values)?, per_row })
     }
 }
 
-/// Tensors of a call, in the shapes of [`lla`](crate::lla); slices may be longer.
-#[derive(Debug)]
-pub struct LlaTensors<'a, T> {
+/// Tensors of a call, in the shapes of [`lla`](crate::lla) and all of one type; arrays may be longer.
+#[derive(Debug, Clone, Copy)]
+pub struct LlaTensors<'a> {
     /// `[rows, heads, key_dim]`
-    pub q: &'a CudaSlice<T>,
+    pub q: &'a Array,
     /// `[pages, kv_heads, page_len, key_dim]`
-    pub keys: &'a CudaSlice<T>,
+    pub keys: &'a Array,
     /// `[pages, kv_heads, page_len, value_dim]`
-    pub values: &'a CudaSlice<T>,
+    pub values: &'a Array,
     /// `[rows, heads * value_dim]`, written.
-    pub output: &'a mut CudaSlice<T>,
+    pub output: &'a Array,
 }
 
 /// Where the slopes of a call come from.
-#[derive(Debug)]
-pub enum LlaSlope<'a, T> {
+#[derive(Debug, Clone, Copy)]
+pub enum LlaSlope<'a> {
     /// Local linear attention.
     Solve(&'a LlaUploadedRidge, LlaRounds),
     /// Parallax, with probes `[rows, heads, key_dim]`.
-    Given(&'a CudaSlice<T>),
+    Given(&'a Array),
 }
 
-/// Memory that calls on one stream share: work space, which grows as needed, and what the kernels count.
+/// Memory that calls on one device share: work space, which grows as needed, and what the kernels count.
 #[derive(Debug)]
 pub struct LlaWork {
-    marks: CudaSlice<u32>,
-    records: CudaSlice<f32>,
-    solutions: CudaSlice<f32>,
-    counters: CudaSlice<LlaCounters>,
+    marks: Array,
+    records: Array,
+    solutions: Array,
+    counters: Array,
 }
 
 impl LlaWork {
@@ -100,12 +97,12 @@ impl LlaWork {
     ///
     /// # Errors
     /// If the driver refuses.
-    pub fn new(stream: &Arc<CudaStream>) -> Result<Self, KernelError> {
+    pub fn new(device: &Arc<dyn Device>) -> Result<Self, KernelError> {
         Ok(Self {
-            marks: cuda::reserve(stream, 0)?,
-            records: cuda::reserve(stream, 0)?,
-            solutions: cuda::reserve(stream, 0)?,
-            counters: cuda::upload(stream, &[LlaCounters::default()])?,
+            marks: Array::new(device, ElementType::U32, 0)?,
+            records: Array::new(device, ElementType::F32, 0)?,
+            solutions: Array::new(device, ElementType::F32, 0)?,
+            counters: Array::zeros(device, ElementType::U8, size_of::<LlaCounters>())?,
         })
     }
 
@@ -113,10 +110,11 @@ impl LlaWork {
     ///
     /// # Errors
     /// If the driver refuses, or a call before has failed.
-    pub fn take_counters(&mut self, stream: &Arc<CudaStream>) -> Result<LlaCounters, KernelError> {
-        let counters = cuda::download(stream, &self.counters)?;
-        self.counters = cuda::upload(stream, &[LlaCounters::default()])?;
-        Ok(counters.first().copied().unwrap_or_default())
+    pub fn take_counters(&mut self) -> Result<LlaCounters, KernelError> {
+        let mut counters = LlaCounters::default();
+        self.counters.read_bytes(bytemuck::bytes_of_mut(&mut counters))?;
+        self.counters.clear()?;
+        Ok(counters)
     }
 }
 
@@ -129,105 +127,79 @@ pub enum LlaWay {
     Decode,
 }
 
-/// Gives local linear attention, or Parallax, to a stream. Does not wait.
+/// The launches of local linear attention, or of Parallax.
 ///
 /// # Errors
-/// If slices are too short, a number is outside its domain, or the driver refuses.
-pub fn launch_lla<T: DeviceElement>(
-    kernels: &DeviceKernels,
-    stream: &Arc<CudaStream>,
+/// If arrays are too short or of another type, a number is outside its domain, or there is no memory for work space.
+pub fn lla_launches(
     (way, plan, scale): (LlaWay, &LlaUploadedPlan, f32),
-    tensors: LlaTensors<'_, T>,
-    (slope, work): (&LlaSlope<'_, T>, &mut LlaWork),
-) -> Result<(), KernelError> {
+    tensors: LlaTensors<'_>,
+    (slope, work): (LlaSlope<'_>, &mut LlaWork),
+) -> Result<Vec<Launch>, KernelError> {
     let sizes = plan.plan.decode_sizes();
     let [q_len, keys_len, values_len, output_len] = plan.plan.tensor_lens();
+    let element = tensors.q.element();
+    if !element.is_half() && element != ElementType::F32 {
+        let got = element.to_string();
+        return Err(KernelError::NoKernelFor { op: OP, what: "q", got, supported: "f32, f16, bf16" });
+    }
     check_number(OP, "scale", &[scale], "finite", |_| true)?;
-    at_least("q", tensors.q, q_len)?;
-    at_least("keys", tensors.keys, keys_len)?;
-    at_least("values", tensors.values, values_len)?;
-    at_least("output", tensors.output, output_len)?;
-    match slope {
-        LlaSlope::Given(probe) => at_least("probe", probe, q_len)?,
-        LlaSlope::Solve(ridge, rounds) => {
-            let num_heads = plan.plan.shape().num_heads;
-            let expected = if ridge.per_row { plan.plan.visible().len() * num_heads } else { num_heads };
-            check_length(OP, "ridge", ridge.len, expected)?;
-            check_number(OP, "tolerance", &[rounds.tolerance], "finite and not negative", |x| x >= 0.0)?;
-        }
-    }
-    match way {
-        LlaWay::Prefill => grow(stream, &mut work.marks, plan.plan.prefill_marks())?,
-        LlaWay::Decode => {
-            grow(stream, &mut work.marks, sizes.marks)?;
-            grow(stream, &mut work.records, sizes.records)?;
-            grow(stream, &mut work.solutions, sizes.solutions)?;
-        }
-    }
-
-    // The guards end the use of each slice once the launches have been given to the stream.
-    let (q, _q) = cuda::read(tensors.q, stream);
-    let (keys, _keys) = cuda::read(tensors.keys, stream);
-    let (values, _values) = cuda::read(tensors.values, stream);
-    let (output, _output) = cuda::write(tensors.output, stream);
-    let (tiles, _tiles) = cuda::read(&plan.tiles, stream);
-    let (visible, _visible) = cuda::read(&plan.visible, stream);
-    let (pages, _pages) = cuda::read(&plan.pages, stream);
-    let (table_starts, _table_starts) = cuda::read(&plan.table_starts, stream);
-    let (marks, _marks) = cuda::write(&mut work.marks, stream);
-    let (counters, _counters) = cuda::write(&mut work.counters, stream);
-    let (records, _records) = cuda::write(&mut work.records, stream);
-    let (solutions, _solutions) = cuda::write(&mut work.solutions, stream);
-    let addresses = LlaAddresses {
-        q,
-        keys,
-        values,
-        output,
-        tiles,
-        visible,
-        pages,
-        table_starts,
-        marks,
-        counters,
-        records,
-        solutions,
-    };
-    let (probe, _probe): (LlaProbe, Use<'_>) = match slope {
+    tensors.q.expect("q", element, q_len)?;
+    tensors.keys.expect("keys", element, keys_len)?;
+    tensors.values.expect("values", element, values_len)?;
+    tensors.output.expect("output", element, output_len)?;
+    let (probe, slopes) = match slope {
         LlaSlope::Given(probe) => {
-            let (probe, until) = cuda::read(probe, stream);
-            (LlaProbe::Given(probe), until)
+            probe.expect("probe", element, q_len)?;
+            (LlaProbe::Given(probe.address()), probe)
         }
         LlaSlope::Solve(ridge, solver) => {
-            let (address, until) = cuda::read(&ridge.values, stream);
-            (LlaProbe::Solve { ridge: address, ridge_per_row: ridge.per_row, solver: *solver }, until)
+            let num_heads = plan.plan.shape().num_heads;
+            let expected = if ridge.per_row { plan.plan.visible().len() * num_heads } else { num_heads };
+            check_length(OP, "ridge", ridge.values.len(), expected)?;
+            check_number(OP, "tolerance", &[solver.tolerance], "finite and not negative", |x| x >= 0.0)?;
+            let (ridge, ridge_per_row) = (&ridge.values, ridge.per_row);
+            (LlaProbe::Solve { ridge: ridge.address(), ridge_per_row, solver }, ridge)
         }
     };
-    let launches: Vec<LlaLaunch> = match way {
-        LlaWay::Prefill => plan.plan.prefill(T::ELEMENT_TYPE, scale, probe, &addresses),
-        LlaWay::Decode => plan.plan.decode(T::ELEMENT_TYPE, scale, probe, &addresses),
-    };
-    for launch in &launches {
-        // SAFETY: the lengths of all slices were checked or made above against the plan that the launches come from, the
-        // ridges when they were uploaded; allocations of the driver are aligned to 256 bytes, and the guards live on.
-        unsafe { kernels.launch(stream, launch) }?;
+    match way {
+        LlaWay::Prefill => grow(&mut work.marks, plan.plan.prefill_marks())?,
+        LlaWay::Decode => {
+            grow(&mut work.marks, sizes.marks)?;
+            grow(&mut work.records, sizes.records)?;
+            grow(&mut work.solutions, sizes.solutions)?;
+        }
     }
-    Ok(())
-}
-
-/// Refuses a slice that is too short.
-fn at_least<T>(what: &'static str, slice: &CudaSlice<T>, expected: usize) -> Result<(), KernelError> {
-    let got = cuda::len(slice);
-    if got < expected { Err(KernelError::Length { op: OP, what, expected, got }) } else { Ok(()) }
+    let addresses = LlaAddresses {
+        q: tensors.q.address(),
+        keys: tensors.keys.address(),
+        values: tensors.values.address(),
+        output: tensors.output.address(),
+        tiles: plan.tiles.address(),
+        visible: plan.visible.address(),
+        pages: plan.pages.address(),
+        table_starts: plan.table_starts.address(),
+        marks: work.marks.address(),
+        counters: work.counters.address(),
+        records: work.records.address(),
+        solutions: work.solutions.address(),
+    };
+    let launches = match way {
+        LlaWay::Prefill => plan.plan.prefill(element, scale, probe, &addresses),
+        LlaWay::Decode => plan.plan.decode(element, scale, probe, &addresses),
+    };
+    let LlaTensors { q, keys, values, output } = tensors;
+    let LlaUploadedPlan { tiles, visible, pages, table_starts, .. } = plan;
+    let LlaWork { marks, records, solutions, counters } = &*work;
+    let arrays =
+        [q, keys, values, output, tiles, visible, pages, table_starts, marks, records, solutions, counters, slopes];
+    Ok(launches.iter().map(|launch| launch.on(&arrays)).collect())
 }
 
 /// Replaces work space that is too short.
-fn grow<T: cuda::DeviceRepr>(
-    stream: &Arc<CudaStream>,
-    slice: &mut CudaSlice<T>,
-    len: usize,
-) -> Result<(), KernelError> {
-    if cuda::len(slice) < len {
-        *slice = cuda::reserve(stream, len)?;
+fn grow(array: &mut Array, len: usize) -> Result<(), KernelError> {
+    if array.len() < len {
+        *array = Array::new(array.device(), array.element(), len)?;
     }
     Ok(())
 }

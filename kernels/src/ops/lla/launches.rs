@@ -1,9 +1,10 @@
 //! The launches of a call: which kernels, with what grids, blocks and shared memory.
 
-use super::device::{
-    ElementType, HEAD_DIMS, LlaAddresses, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, SPLIT_LEN, tile_rows,
+use super::device::{HEAD_DIMS, LlaAddresses, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, SPLIT_LEN, tile_rows};
+use crate::{
+    device::{Array, ElementType, Launch},
+    reference::LlaShape,
 };
-use crate::reference::LlaShape;
 
 /// One launch of a kernel. Grids have two axes, blocks one.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +19,13 @@ pub struct LlaLaunch {
     pub shared_bytes: u32,
     /// The only argument.
     pub params: LlaParams,
+}
+
+impl LlaLaunch {
+    /// For a device, with the arrays whose addresses the parameters hold.
+    pub(crate) fn on(&self, arrays: &[&Array]) -> Launch {
+        Launch::new(self.kernel, (self.grid, self.block_dim, self.shared_bytes), self.params, arrays)
+    }
 }
 
 impl LlaDevicePlan {
