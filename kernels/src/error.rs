@@ -148,7 +148,7 @@ pub enum KernelError {
         what: &'static str,
     },
     /// A device was asked for in a build that has none.
-    #[error("this build has no CUDA: the feature `cuda` of leapfrog-kernels is off")]
+    #[error("this build has no CUDA; build it with `--features cuda`")]
     CudaMissing,
     /// A device was asked for on a machine without a driver.
     #[error("no CUDA driver on this machine: libcuda was not found")]
@@ -172,6 +172,12 @@ pub enum KernelError {
         expected: ElementType,
         /// The type given.
         got: ElementType,
+    },
+    /// A copy within one allocation, or from one device to another.
+    #[error("{op}: a copy must go from one allocation of a device to another")]
+    SameMemory {
+        /// The op.
+        op: &'static str,
     },
     /// A type of elements that an op has no kernel for.
     #[error("{op}: there is no kernel for `{what}` of {got}; supported are {supported}")]

@@ -34,7 +34,13 @@ impl HostDevice {
     /// A device with as much memory as is named.
     pub fn new(total_bytes: usize, order: Order) -> Arc<Self> {
         // As an H200: grids are cut for the same number of multiprocessors.
-        let facts = DeviceFacts { name: "host".into(), capability: (9, 0), num_multiprocessors: 132, total_bytes };
+        let facts = DeviceFacts {
+            name: "host".into(),
+            uuid: "host".into(),
+            capability: (9, 0),
+            num_multiprocessors: 132,
+            total_bytes,
+        };
         Arc::new(Self { facts, order, held_bytes: Arc::default(), num_launches: AtomicUsize::new(0) })
     }
 
@@ -106,6 +112,12 @@ impl Device for HostDevice {
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<(), KernelError> {
         // SAFETY: the caller names memory of this device.
         unsafe { (address as *mut u8).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), KernelError> {
+        // SAFETY: the caller names memory of this device that does not overlap.
+        unsafe { (from as *const u8).copy_to_nonoverlapping(to as *mut u8, bytes) };
         Ok(())
     }
 

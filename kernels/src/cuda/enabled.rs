@@ -58,6 +58,7 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, KernelError> {
     let processors = CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     let facts = DeviceFacts {
         name: context.name().map_err(driver("ask for the name"))?,
+        uuid: spell(context.uuid().map_err(driver("ask for the UUID"))?.bytes.map(|byte| byte as u8)),
         capability: (major as u32, minor as u32),
         num_multiprocessors: context.attribute(processors).map_err(driver("count multiprocessors"))? as u32,
         total_bytes: context.total_mem().map_err(driver("ask for the memory"))?,
@@ -147,6 +148,13 @@ impl Device for CudaDevice {
         // SAFETY: the caller answers for the address.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
             .map_err(driver("clear device memory"))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), KernelError> {
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        // SAFETY: the caller answers for both addresses.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(driver("copy within the device"))
     }
 
     unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
@@ -242,6 +250,12 @@ fn find_driver() -> Result<(), KernelError> {
     if unsafe { cudarc::driver::sys::is_culib_present() } { Ok(()) } else { Err(KernelError::CudaDriverMissing) }
 }
 
+/// A UUID as NVML spells it.
+fn spell(bytes: [u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| -> String { bytes[range].iter().map(|b| format!("{b:02x}")).collect() };
+    format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16))
+}
+
 fn driver(call: &'static str) -> impl Fn(DriverError) -> KernelError {
     move |error| KernelError::Driver { call, code: error.0 as u32 }
 }
@@ -255,7 +269,13 @@ fn runs_on(archs: &str, (major, minor): (i32, i32)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::runs_on;
+    use super::{runs_on, spell};
+
+    #[test]
+    fn uuids_are_spelt_in_groups() {
+        let bytes = std::array::from_fn(|index| 0xa0 + index as u8);
+        assert_eq!(spell(bytes), "GPU-a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf");
+    }
 
     #[test]
     fn devices_run_their_own_generation_and_newer_ones_ptx() {

@@ -250,6 +250,25 @@ impl Array {
         unsafe { self.device().write(self.address() + start as u64, bytes) }
     }
 
+    /// Copies all elements to another array of the same type and length, on the same device.
+    ///
+    /// # Errors
+    /// If they differ, are on different devices or in the same memory, or the driver refuses.
+    pub fn copy_to(&self, to: &Self) -> Result<(), KernelError> {
+        to.expect("copy", self.element, self.len)?;
+        if to.len != self.len {
+            return Err(KernelError::Length { op: OP, what: "copy", expected: self.len, got: to.len });
+        }
+        if Arc::ptr_eq(&self.memory.0, &to.memory.0) || !Arc::ptr_eq(self.device(), to.device()) {
+            return Err(KernelError::SameMemory { op: OP });
+        }
+        if self.len == 0 {
+            return Ok(());
+        }
+        // SAFETY: checked above to be as long as each other and not in one allocation.
+        unsafe { self.device().copy(self.address(), to.address(), self.bytes()) }
+    }
+
     /// Sets all elements to zero.
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub const KERNELS: [&[&str]; 1] = [&crate::ops::lla::launches::KERNEL_NAMES];
 pub struct DeviceFacts {
     /// Its name, as the vendor spells it.
     pub name: String,
+    /// What tells it from all others, as the vendor's tools spell it, such as `GPU-` and a UUID.
+    pub uuid: String,
     /// Major and minor number of the compute capability.
     pub capability: (u32, u32),
     /// Streaming multiprocessors.
@@ -90,6 +92,15 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// # Safety
     /// As [`Device::write`].
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<(), KernelError>;
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    ///
+    /// # Safety
+    /// As [`Device::write`], for both addresses; what is read and what is written must not overlap.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), KernelError>;
 
     /// Copies from the device, after all work given so far.
     ///

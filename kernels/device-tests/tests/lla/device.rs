@@ -72,6 +72,11 @@ fn memory_is_counted_and_given_back() {
     cut[1].write(60, &[1u32, 2, 3, 4, 5]).unwrap();
     assert_eq!(cut[1].slice(61..63).unwrap().read::<u32>().unwrap(), [2, 3]);
     assert!(cut[1].write(61, &[1u32, 2, 3, 4, 5]).is_err() && cut[1].write(0, &[1f32]).is_err());
+    let other = Array::zeros(&device, ElementType::U32, 65).unwrap();
+    cut[1].copy_to(&other).unwrap();
+    assert_eq!(other.slice(60..65).unwrap().read::<u32>().unwrap(), [1, 2, 3, 4, 5]);
+    assert!(cut[1].copy_to(&cut[1]).is_err() && cut[0].copy_to(&other).is_err());
+    drop(other);
     assert!(cut[1].slice(60..66).is_err() && cut[0].carve(&parts).is_err());
     drop(cut);
     assert_eq!(device.free_bytes().unwrap(), 4096);
