@@ -20,6 +20,13 @@ mod launch;
 pub use array::{Allocation, Array, ElementType, HostElement, Memory};
 pub use launch::{Launch, Params, Recording, run};
 
+pub use crate::ops::attention::{
+    device_plan::{DevicePlan, PlanLimits, PlanShape, PlanStep},
+    reference::HeadShape,
+};
+pub use crate::ops::fused::{AddNorm, HeadNorm, QkvFinish, Rotary, SwigluFinish, add_norm, qkv_finish, swiglu_finish};
+pub use crate::ops::partials::{PADDING, PartialSums, padded};
+
 pub use crate::ops::lla::device::{
     DecodeSizes, LlaAddresses, LlaCounters, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, LlaTile, LlaVisible,
 };
@@ -33,7 +40,7 @@ use std::{any::Any, fmt, sync::Arc};
 use crate::KernelError;
 
 /// Names of all kernels, by op.
-pub const KERNELS: [&[&str]; 1] = [&crate::ops::lla::launches::KERNEL_NAMES];
+pub const KERNELS: [&[&str]; 2] = [&crate::ops::fused::KERNEL_NAMES, &crate::ops::lla::launches::KERNEL_NAMES];
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
