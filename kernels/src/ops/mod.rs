@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 pub(crate) mod linear;
 pub(crate) mod lla;
+pub(crate) mod matmul;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod swiglu;
