@@ -30,7 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for warning in ["-Wall", "-Wextra", "-Wno-unknown-pragmas"] {
         build.flag_if_supported(warning);
     }
-    let files = ["shim.cpp", "registry.cpp", "fused.cpp", "lla.cpp"].map(|file| Path::new("shim").join(file));
+    let files = ["shim.cpp", "registry.cpp", "fused.cpp", "lla.cpp", "matmul.cpp"];
+    let files = files.map(|file| Path::new("shim").join(file));
     build.files(files).try_compile("leapfrog_shim")?;
     println!("cargo::rustc-cfg=has_cxx");
     Ok(())

@@ -94,6 +94,24 @@ pub enum KernelError {
         /// Its value in the other part.
         other: usize,
     },
+    /// Weights that are multiplied with activations of different types.
+    #[error("cannot stack weights: the first part takes activations of {first} and another of {other}")]
+    MixedActivations {
+        /// The type of the first part.
+        first: ElementType,
+        /// The type of the other part.
+        other: ElementType,
+    },
+    /// A format of weights that is not made from what a file holds.
+    #[error(
+        "weights of {stored} cannot be held as {format} on a device: only {format} can, and all types as F16 or BF16"
+    )]
+    NoConversion {
+        /// The format in the file.
+        stored: &'static str,
+        /// The format asked for.
+        format: &'static str,
+    },
     /// A stack of nothing.
     #[error("cannot stack zero weight matrices")]
     EmptyStack,

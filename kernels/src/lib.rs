@@ -52,6 +52,7 @@ pub mod reference {
         attention::reference::{HeadShape, attention, write_kv},
         linear::reference::linear,
         lla::reference::{LlaGradients, LlaInputs, LlaShape, LlaSolution, lla, lla_gradients, parallax},
+        matmul::reference::{matmul, random_weight},
         rms_norm::reference::rms_norm,
         rope::reference::{RopeShape, rope},
         swiglu::reference::swiglu,

@@ -6,6 +6,7 @@
 
 shim::Table fused_table();
 shim::Table lla_table();
+shim::Table matmul_table();
 
 namespace {
 
@@ -39,7 +40,7 @@ const shim::Entry kWrong[] = {
 };
 
 const shim::Entry* find(const char* name) {
-    for (const shim::Table& table : {fused_table(), lla_table(), shim::table(kWrong)}) {
+    for (const shim::Table& table : {fused_table(), lla_table(), matmul_table(), shim::table(kWrong)}) {
         for (size_t i = 0; i < table.count; ++i) {
             if (std::strcmp(table.entries[i].name, name) == 0) return &table.entries[i];
         }

@@ -15,6 +15,7 @@
 #define __host__
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint3 {
     unsigned x, y, z;
@@ -157,6 +158,14 @@ T atomicMax(T* to, T value) {
 
 /// For the order of writes between blocks, which run one after the other.
 inline void __threadfence() {}
+
+/// Byte `i` of the result is byte `selector >> 4 i & 7` of `low` and `high`, read as one number of eight bytes.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    uint32_t to = 0;
+    for (int i = 0; i < 4; ++i) to |= uint32_t(bytes >> (selector >> (4 * i) & 7u) * 8 & 0xffu) << (8 * i);
+    return to;
+}
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(unsigned(value)); }

@@ -31,16 +31,15 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// A device with as much memory as is named.
+    /// A device with as much memory as is named, otherwise as an H200: grids are cut for as many multiprocessors.
     pub fn new(total_bytes: usize, order: Order) -> Arc<Self> {
-        // As an H200: grids are cut for the same number of multiprocessors.
-        let facts = DeviceFacts {
-            name: "host".into(),
-            uuid: "host".into(),
-            capability: (9, 0),
-            num_multiprocessors: 132,
-            total_bytes,
-        };
+        Self::with_capability(total_bytes, order, (9, 0))
+    }
+
+    /// The same with another compute capability, for what the host decides by it. The kernels are the same.
+    pub fn with_capability(total_bytes: usize, order: Order, capability: (u32, u32)) -> Arc<Self> {
+        let (name, uuid) = ("host".into(), "host".into());
+        let facts = DeviceFacts { name, uuid, capability, num_multiprocessors: 132, total_bytes };
         Arc::new(Self { facts, order, held_bytes: Arc::default(), num_launches: AtomicUsize::new(0) })
     }
 

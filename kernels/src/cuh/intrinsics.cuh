@@ -48,6 +48,17 @@ inline __device__ uint32_t pack_half(float low, float high) {
 inline __device__ float low_half(uint32_t pair) { return from_half(uint16_t(pair & 0xffffu)); }
 inline __device__ float high_half(uint32_t pair) { return from_half(uint16_t(pair >> 16)); }
 
+/// Differences of two pairs of fp16, rounded to fp16.
+inline __device__ uint32_t subtract_halves(uint32_t a, uint32_t b) {
+#ifdef __CUDACC__
+    uint32_t to;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(to) : "r"(a), "r"(b));
+    return to;
+#else
+    return pack_half(low_half(a) - low_half(b), high_half(a) - high_half(b));
+#endif
+}
+
 /// `value` rounded to bf16, to the nearest, ties to even; NaN stays NaN.
 inline __device__ uint16_t to_bfloat(float value) {
 #ifdef __CUDACC__

@@ -34,13 +34,17 @@ pub use crate::ops::lla::launch::{
     LlaSlope, LlaTensors, LlaUploadedPlan, LlaUploadedRidge, LlaWay, LlaWork, lla_launches,
 };
 pub use crate::ops::lla::launches::LlaLaunch;
+pub use crate::ops::matmul::{
+    DeviceFormat, DeviceLinear, DeviceWeight, EmbedParams, MatmulParams, MatmulPart, RandomParams, embed, matmul,
+};
 
 use std::{any::Any, fmt, sync::Arc};
 
 use crate::KernelError;
 
 /// Names of all kernels, by op.
-pub const KERNELS: [&[&str]; 2] = [&crate::ops::fused::KERNEL_NAMES, &crate::ops::lla::launches::KERNEL_NAMES];
+pub const KERNELS: [&[&str]; 3] =
+    [&crate::ops::fused::KERNEL_NAMES, &crate::ops::lla::launches::KERNEL_NAMES, &crate::ops::matmul::KERNEL_NAMES];
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod fused;
 pub(crate) mod linear;
 pub(crate) mod lla;
+pub(crate) mod matmul;
 pub(crate) mod partials;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;

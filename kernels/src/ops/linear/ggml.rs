@@ -148,29 +148,29 @@ impl fmt::Display for GgmlType {
 /// One quantised block taken apart. A value is `(code - zero) * scale` or `code * scale + offset`, see
 /// [`Block::value`].
 #[derive(Debug, Clone)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// One unsigned code per value.
-    pub(super) codes: [u8; MAX_BLOCK_LEN],
+    pub(crate) codes: [u8; MAX_BLOCK_LEN],
     /// Bits of the block's f16 scale.
-    pub(super) scale: u16,
+    pub(crate) scale: u16,
     /// Bits of the block's second f16: the offset of Q4_1 and Q5_1, the scale of the minima of Q4_K and Q5_K.
-    pub(super) offset: u16,
+    pub(crate) offset: u16,
     /// K formats only: factors of the scale, per 32 values, or per 16 and signed in Q6_K.
-    pub(super) factors: [u8; 16],
+    pub(crate) factors: [u8; 16],
     /// Q4_K and Q5_K only: factors of the minima, per 32 values.
-    pub(super) minima: [u8; 8],
+    pub(crate) minima: [u8; 8],
 }
 
 impl Block {
     /// A block of zero codes under a zero scale.
-    pub(super) const ZERO: Self =
+    pub(crate) const ZERO: Self =
         Self { codes: [0; MAX_BLOCK_LEN], scale: 0, offset: 0, factors: [0; 16], minima: [0; 8] };
 
     /// Takes `bytes` apart, one block of the quantised format `ty`.
     ///
     /// # Panics
     /// If `bytes` has not the length of a block.
-    pub(super) fn read(&mut self, ty: GgmlType, bytes: &[u8]) {
+    pub(crate) fn read(&mut self, ty: GgmlType, bytes: &[u8]) {
         assert_eq!(bytes.len(), ty.block_bytes(), "one block of {ty}");
         let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         match ty {
@@ -237,7 +237,7 @@ impl Block {
     }
 
     /// Value `at` of a block of format `ty`.
-    pub(super) fn value(&self, ty: GgmlType, at: usize) -> f32 {
+    pub(crate) fn value(&self, ty: GgmlType, at: usize) -> f32 {
         let code = f32::from(self.codes[at]);
         let (scale, offset) = (f16::from_bits(self.scale).to_f32(), f16::from_bits(self.offset).to_f32());
         match ty {

@@ -27,6 +27,7 @@ use dense::{Dense, DenseTask};
 use output::Output;
 
 pub use activations::ActivationBits;
+pub(crate) use ggml::Block;
 pub use ggml::{GgmlType, dequantize};
 
 const OP: &str = "linear";

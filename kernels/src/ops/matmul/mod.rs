@@ -1,0 +1,13 @@
+//! The matrix product on a device, `Y = X W^T`, and rows of `W` by token. `matmul.cuh` says how, `weight.cuh` in which
+//! layout.
+
+mod launch;
+mod pack;
+pub(crate) mod reference;
+mod weight;
+
+pub(crate) use launch::KERNEL_NAMES;
+pub use launch::{EmbedParams, MatmulParams, MatmulPart, RandomParams, embed, matmul};
+pub use weight::{DeviceFormat, DeviceLinear, DeviceWeight};
+
+const OP: &str = "matmul";
