@@ -4,6 +4,7 @@
 
 #include "shim.hpp"
 
+shim::Table attention_table();
 shim::Table fused_table();
 shim::Table lla_table();
 
@@ -39,7 +40,7 @@ const shim::Entry kWrong[] = {
 };
 
 const shim::Entry* find(const char* name) {
-    for (const shim::Table& table : {fused_table(), lla_table(), shim::table(kWrong)}) {
+    for (const shim::Table& table : {attention_table(), fused_table(), lla_table(), shim::table(kWrong)}) {
         for (size_t i = 0; i < table.count; ++i) {
             if (std::strcmp(table.entries[i].name, name) == 0) return &table.entries[i];
         }

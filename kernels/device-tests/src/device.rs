@@ -33,8 +33,13 @@ pub struct HostDevice {
 impl HostDevice {
     /// A device with as much memory as is named.
     pub fn new(total_bytes: usize, order: Order) -> Arc<Self> {
+        Self::of_capability(total_bytes, order, (9, 0))
+    }
+
+    /// A device that says it has the given compute capability.
+    pub fn of_capability(total_bytes: usize, order: Order, capability: (u32, u32)) -> Arc<Self> {
         // As an H200: grids are cut for the same number of multiprocessors.
-        let facts = DeviceFacts { name: "host".into(), capability: (9, 0), num_multiprocessors: 132, total_bytes };
+        let facts = DeviceFacts { name: "host".into(), capability, num_multiprocessors: 132, total_bytes };
         Arc::new(Self { facts, order, held_bytes: Arc::default(), num_launches: AtomicUsize::new(0) })
     }
 

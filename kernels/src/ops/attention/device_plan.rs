@@ -19,7 +19,7 @@ const OP: &str = "device plan";
 pub(super) const SPLIT_LEN: usize = 256;
 /// Queries of a split tile and of a whole tile; `kSplitQueries` and `kWholeQueries` in `attention.cuh`.
 pub(super) const SPLIT_QUERIES: usize = 16;
-const WHOLE_QUERIES: usize = 64;
+pub(super) const WHOLE_QUERIES: usize = 64;
 /// Queries from which on rows of one table that follow each other take whole tiles: enough blocks to keep a device busy,
 /// and each reads the keys once for 64 queries. Both kinds of tiles give the same bits.
 const LONG_RUN: usize = 256;
