@@ -31,7 +31,7 @@ fn recordings_follow_the_plan() {
     let others = [
         step(vec![reversed.clone(), pages.clone()], vec![row(0, 520, 521), row(0, 521, 600), row(1, 0, 1)]),
         step(vec![reversed.clone()], vec![row(0, 0, 1), row(0, 1, 513), row(0, 2, 3)]),
-        step(vec![pages.clone(), reversed], vec![row(1, 599, 600), row(1, 598, 2), row(0, 3, 4)]),
+        step(vec![pages, reversed], vec![row(1, 599, 600), row(1, 598, 2), row(0, 3, 4)]),
     ];
     let loaded = Loaded::new(&long, &device, 4);
     let shape = loaded.plan.step(&long.plan, 4).unwrap().shape();

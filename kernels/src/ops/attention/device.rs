@@ -76,7 +76,8 @@ const _: () = assert!(size_of::<AttentionParams>() == 64 + 5 * 8 + 6 * 4);
 
 /// f32 values of the work space of a shape: for each query of split tiles and each split the sums of one head.
 pub fn attention_records(shape: PlanShape, heads: HeadShape) -> usize {
-    let queries = shape.split_tiles().saturating_mul(SPLIT_QUERIES).saturating_mul(heads.num_kv_heads);
+    let of_tiles = shape.split_tiles().saturating_mul(SPLIT_QUERIES).saturating_mul(heads.num_kv_heads);
+    let queries = of_tiles.min(shape.num_rows().saturating_mul(heads.num_heads));
     queries.saturating_mul(shape.num_splits()).saturating_mul(heads.head_dim + RECORD_EXTRA)
 }
 

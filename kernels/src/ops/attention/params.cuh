@@ -12,7 +12,7 @@ struct AttentionParams {
     const uint16_t* values;
     /// [rows, padded], 16 bit
     uint16_t* output;
-    /// [split_tiles, kSplitQueries, kv_heads, num_splits, head_dim + kRecordExtra]: the sum of weighted values, then the
+    /// [queries of split tiles, kv_heads, num_splits, head_dim + kRecordExtra]: the sum of weighted values, then the
     /// largest score and the sum of the weights
     float* records;
     uint32_t num_heads, num_kv_heads, head_dim;

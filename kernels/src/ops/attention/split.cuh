@@ -47,8 +47,8 @@ struct Split {
 
     __device__ void run() {
         const bool held = plan_is_held(params.plan);
-        const uint32_t index = blockIdx.x / params.num_kv_heads, kv_head = blockIdx.x % params.num_kv_heads;
-        const DeviceTile tile = params.plan.split_tiles[index];
+        const uint32_t kv_head = blockIdx.x % params.num_kv_heads;
+        const DeviceTile tile = params.plan.split_tiles[blockIdx.x / params.num_kv_heads];
         const uint32_t start = blockIdx.y * kSplitLen;
         if (!held || start >= tile.longest_end) return;
         const Heads heads = {kv_head, params.plan.group, tile.first_query};
@@ -70,7 +70,7 @@ struct Split {
             commit_copies();
             add(first, tile);
         }
-        write(index, tile.num_queries, kv_head, start);
+        write(tile, kv_head, start);
     }
 
     /// Scores of a tile of keys: their weights in shared memory, and what they do to the sums so far.
@@ -111,10 +111,9 @@ struct Split {
     /// Adds the values of a tile.
     __device__ void add(uint32_t first, const DeviceTile& tile) {
         wait_copies<1>();
-        const bool partial = first + kTileKeys > tile.shortest_end;
         // What other threads have loaded is there after this.
         __syncthreads();
-        if (partial && __syncthreads_or(has_bad_values<Type, D>(values))) {
+        if (ends_differ(tile, first) && __syncthreads_or(has_bad_values<Type, D>(values))) {
             each_block([&](int block, float (&low)[4], float (&high)[4]) {
                 poison<Type, D>(low, high, values, block, ends, first);
             });
@@ -133,12 +132,12 @@ struct Split {
     }
 
     /// The record of each query that sees something of the split.
-    __device__ void write(uint32_t index, uint32_t num_queries, uint32_t kv_head, uint32_t start) {
+    __device__ void write(const DeviceTile& tile, uint32_t kv_head, uint32_t start) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const uint32_t i = row + 8 * r;
-            if (i >= num_queries || ends[r] <= start) continue;
-            float* record = record_of(params, index * kSplitQueries + i, kv_head, start / kSplitLen);
+            if (i >= tile.num_queries || ends[r] <= start) continue;
+            float* record = record_of(params, tile.first_slot + i, kv_head, start / kSplitLen);
             each_block([&](int block, float (&low)[4], float (&high)[4]) {
                 const uint32_t column = block * 16 + 2 * quad;
                 if (column < params.head_dim) {

@@ -157,18 +157,26 @@ inline __device__ void add_values(float (&low)[4], float (&high)[4], const uint3
     }
 }
 
+/// Whether the tile of keys that starts at `first` holds positions that one row of the tile sees and another does not.
+inline __device__ bool ends_differ(const DeviceTile& tile, uint32_t first) {
+    return tile.shortest_end < min(first + kTileKeys, tile.longest_end);
+}
+
 /// Whether this thread's part of a tile of values holds one that is not finite.
 template <class Type, int D>
 inline __device__ bool has_bad_values(const uint16_t* values) {
     bool found = false;
     for (int chunk = threadIdx.x; chunk < kTileKeys * (D / 8); chunk += kThreads) {
         const uint16_t* at = values + chunk / (D / 8) * stride_of(D) + chunk % (D / 8) * 8;
-        for (int i = 0; i < 8; ++i) found = found || !is_finite_bits<Type>(at[i]);
+        const uint4 eight = *reinterpret_cast<const uint4*>(at);
+        for (const uint32_t pair : {eight.x, eight.y, eight.z, eight.w}) {
+            found = found || !is_finite_bits<Type>(pair) || !is_finite_bits<Type>(pair >> 16);
+        }
     }
     return found;
 }
 
-/// Values that are not finite, in a tile that not every row sees to its end: a weight of zero does not keep them out of a
+/// Values that are not finite, in a tile that some row does not see to its end: a weight of zero does not keep them out of a
 /// sum. Sums of rows that see one become NaN here. `block` is as in `add_values`.
 template <class Type, int D>
 inline __device__ void poison(float (&low)[4], float (&high)[4], const uint16_t* values, int block,

@@ -83,7 +83,7 @@ struct Whole {
         if (active) weigh(packed, scores, first);
         wait_copies<1>();
         __syncthreads();
-        if (next > tile.shortest_end && __syncthreads_or(has_bad_values<Type, D>(values))) {
+        if (ends_differ(tile, first) && __syncthreads_or(has_bad_values<Type, D>(values))) {
 #pragma unroll
             for (int b = 0; b < D / 16; ++b) {
                 poison<Type, D>(sums[2 * b], sums[2 * b + 1], values, b, ends, first);
