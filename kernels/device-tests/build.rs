@@ -27,10 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     for flag in std::env::var("LEAPFROG_SHIM_FLAGS").unwrap_or_default().split_whitespace() {
         build.flag(flag);
     }
+    // Where kernels must agree on every bit they say which products are fused with sums.
+    build.flag_if_supported("-ffp-contract=off");
     for warning in ["-Wall", "-Wextra", "-Wno-unknown-pragmas"] {
         build.flag_if_supported(warning);
     }
-    let files = ["shim.cpp", "registry.cpp", "fused.cpp", "lla.cpp", "matmul.cpp"];
+    let files = ["shim.cpp", "registry.cpp", "attention.cpp", "fused.cpp", "lla.cpp", "matmul.cpp"];
     let files = files.map(|file| Path::new("shim").join(file));
     build.files(files).try_compile("leapfrog_shim")?;
     println!("cargo::rustc-cfg=has_cxx");

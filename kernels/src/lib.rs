@@ -13,9 +13,15 @@
 //!
 //! # Devices
 //!
-//! With the feature `cuda` local linear attention and Parallax also have device kernels (`ops/lla/*.cu`), for f32, f16 and
-//! bf16 and heads of up to 128 values: [`device`]. They are tested by running them on the host (`device-tests`); no
-//! number of a GPU has been measured.
+//! With the feature `cuda` these ops also have device kernels, which [`device`] launches:
+//!
+//! | op | kernels | types |
+//! |---|---|---|
+//! | local linear attention and Parallax | `ops/lla/*.cu` | f32, f16, bf16; heads of up to 128 values |
+//! | [attention](device::attention) | `ops/attention/*.cu` | f16, bf16; heads of up to 128 values |
+//! | what lies between matrix products: [norm](device::add_norm), [q, k and v](device::qkv_finish), [swiglu](device::swiglu_finish) | `ops/fused/*.cu` | f32 in, f16 or bf16 out |
+//!
+//! They are tested by running them on the host (`device-tests`); no number of a GPU has been measured.
 //!
 //! # Row invariance
 //!

@@ -4,6 +4,7 @@
 
 #include "shim.hpp"
 
+shim::Table attention_table();
 shim::Table fused_table();
 shim::Table lla_table();
 shim::Table matmul_table();
@@ -40,7 +41,10 @@ const shim::Entry kWrong[] = {
 };
 
 const shim::Entry* find(const char* name) {
-    for (const shim::Table& table : {fused_table(), lla_table(), matmul_table(), shim::table(kWrong)}) {
+    const shim::Table tables[] = {
+        attention_table(), fused_table(), lla_table(), matmul_table(), shim::table(kWrong),
+    };
+    for (const shim::Table& table : tables) {
         for (size_t i = 0; i < table.count; ++i) {
             if (std::strcmp(table.entries[i].name, name) == 0) return &table.entries[i];
         }

@@ -197,6 +197,28 @@ inline __device__ void load_columns(uint32_t (&to)[4], const uint16_t* block, in
 #endif
 }
 
+/// Two to the power of `x`, with an error of some 2^-22; exactly 1 at zero, 0 at minus infinity and where the result is
+/// subnormal.
+inline __device__ float power_of_two(float x) {
+#ifdef __CUDACC__
+    float to;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(to) : "f"(x));
+    return to;
+#else
+    const float to = exp2f(x);
+    return to < 1.17549435e-38f ? 0.0f : to;
+#endif
+}
+
+/// A product that the compiler does not fuse with what follows, where two kernels must agree on every bit.
+inline __device__ float multiply(float a, float b) {
+#ifdef __CUDACC__
+    return __fmul_rn(a, b);
+#else
+    return a * b;
+#endif
+}
+
 /// Sum over lanes that differ in the bits of `width - 1`, a power of two; the same bits in each of them.
 template <int width>
 inline __device__ float sum_lanes(float value) {

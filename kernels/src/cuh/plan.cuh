@@ -16,7 +16,7 @@ struct DeviceRow {
     uint32_t position;
     /// It sees positions `0..visible_end`. 0 where the row only fills the shape
     uint32_t visible_end;
-    /// Place of its first head among the queries of the split tiles; `kNoSlot` for rows of whole tiles
+    /// Place of its first query among those of all split tiles; `kNoSlot` for rows of whole tiles
     uint32_t slot;
 };
 
@@ -29,6 +29,8 @@ struct DeviceTile {
     /// 0 where the tile only fills the shape
     uint32_t num_queries;
     uint32_t first_page;
+    /// Place of its first query among those of all split tiles
+    uint32_t first_slot;
     /// The smallest and the largest `visible_end` of its rows
     uint32_t shortest_end, longest_end;
 };
@@ -45,7 +47,7 @@ struct DevicePlan {
     uint32_t page_len, group;
 };
 
-static_assert(sizeof(PlanShape) == 16 && sizeof(DeviceRow) == 16 && sizeof(DeviceTile) == 20, "mirrored in device_plan.rs");
+static_assert(sizeof(PlanShape) == 16 && sizeof(DeviceRow) == 16 && sizeof(DeviceTile) == 24, "mirrored in device_plan.rs");
 static_assert(sizeof(DevicePlan) == 5 * 8 + 6 * 4, "mirrored in device_plan.rs");
 
 /// Whether the arrays hold a step of the shape of the launch, so that what is read from them is what it seems.

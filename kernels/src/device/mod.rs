@@ -21,6 +21,7 @@ pub use array::{Allocation, Array, ElementType, HostElement, Memory};
 pub use launch::{Launch, Params, Recording, run};
 
 pub use crate::ops::attention::{
+    device::{Attention, attention, attention_records},
     device_plan::{DevicePlan, PlanLimits, PlanShape, PlanStep},
     reference::HeadShape,
 };
@@ -43,8 +44,12 @@ use std::{any::Any, fmt, sync::Arc};
 use crate::KernelError;
 
 /// Names of all kernels, by op.
-pub const KERNELS: [&[&str]; 3] =
-    [&crate::ops::fused::KERNEL_NAMES, &crate::ops::lla::launches::KERNEL_NAMES, &crate::ops::matmul::KERNEL_NAMES];
+pub const KERNELS: [&[&str]; 4] = [
+    &crate::ops::attention::device::KERNEL_NAMES,
+    &crate::ops::fused::KERNEL_NAMES,
+    &crate::ops::lla::launches::KERNEL_NAMES,
+    &crate::ops::matmul::KERNEL_NAMES,
+];
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]

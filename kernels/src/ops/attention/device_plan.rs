@@ -19,7 +19,7 @@ const OP: &str = "device plan";
 pub(super) const SPLIT_LEN: usize = 256;
 /// Queries of a split tile and of a whole tile; `kSplitQueries` and `kWholeQueries` in `attention.cuh`.
 pub(super) const SPLIT_QUERIES: usize = 16;
-const WHOLE_QUERIES: usize = 64;
+pub(super) const WHOLE_QUERIES: usize = 64;
 /// Queries from which on rows of one table that follow each other take whole tiles: enough blocks to keep a device busy,
 /// and each reads the keys once for 64 queries. Both kinds of tiles give the same bits.
 const LONG_RUN: usize = 256;
@@ -93,6 +93,7 @@ struct DeviceTile {
     first_query: u32,
     num_queries: u32,
     first_page: u32,
+    first_slot: u32,
     shortest_end: u32,
     longest_end: u32,
 }
@@ -110,7 +111,7 @@ pub(crate) struct PlanParams {
     group: u32,
 }
 
-const _: () = assert!(size_of::<PlanShape>() == 16 && size_of::<DeviceRow>() == 16 && size_of::<DeviceTile>() == 20);
+const _: () = assert!(size_of::<PlanShape>() == 16 && size_of::<DeviceRow>() == 16 && size_of::<DeviceTile>() == 24);
 const _: () = assert!(size_of::<PlanParams>() == 5 * 8 + 6 * 4);
 
 /// Device memory for the plan of one step at a time.
@@ -310,13 +311,14 @@ impl PlanStep {
             return Err(KernelError::Length { op: OP, what: "pages of all tables, at most", expected, got });
         }
         let (mut split_tiles, mut whole_tiles) = (Vec::new(), Vec::new());
-        let mut first_row = 0;
+        let (mut first_row, mut num_slots) = (0, 0);
         for run in plan.rows().chunk_by(|a, b| a.table == b.table) {
             let queries = first_row * group..(first_row + run.len()) * group;
             if run.len() * group < LONG_RUN {
                 for (index, row) in rows[first_row..][..run.len()].iter_mut().enumerate() {
-                    row.slot = (split_tiles.len() * SPLIT_QUERIES + index * group) as u32;
+                    row.slot = (num_slots + index * group) as u32;
                 }
+                num_slots += queries.len();
                 split_tiles.extend(tiles(&rows, queries, (SPLIT_QUERIES, group)));
             } else {
                 whole_tiles.extend(tiles(&rows, queries, (WHOLE_QUERIES, group)));
@@ -332,7 +334,14 @@ impl PlanStep {
     /// Adds the empty rows and tiles of the shape.
     fn fill(&mut self) {
         let row = DeviceRow { first_page: 0, position: 0, visible_end: 0, slot: NO_SLOT };
-        let tile = DeviceTile { first_query: 0, num_queries: 0, first_page: 0, shortest_end: 0, longest_end: 0 };
+        let tile = DeviceTile {
+            first_query: 0,
+            num_queries: 0,
+            first_page: 0,
+            first_slot: NO_SLOT,
+            shortest_end: 0,
+            longest_end: 0,
+        };
         self.rows.resize(self.shape.num_rows(), row);
         self.split_tiles.resize(self.shape.split_tiles(), tile);
         self.whole_tiles.resize(self.shape.whole_tiles(), tile);
@@ -352,6 +361,7 @@ fn tiles(
             first_query: first as u32,
             num_queries: (end - first) as u32,
             first_page: rows[first / group].first_page,
+            first_slot: rows[first / group].slot.saturating_add((first % group) as u32),
             shortest_end: seen.clone().min().unwrap_or(0),
             longest_end: seen.max().unwrap_or(0),
         }

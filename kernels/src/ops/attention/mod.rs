@@ -8,6 +8,7 @@ use crate::{
     tensor::{check_f32, dims3, shape_error, values, wrap},
 };
 
+pub(crate) mod device;
 pub(crate) mod device_plan;
 mod partition;
 mod plan;
