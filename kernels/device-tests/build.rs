@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for warning in ["-Wall", "-Wextra", "-Wno-unknown-pragmas"] {
         build.flag_if_supported(warning);
     }
-    let files = ["shim.cpp", "registry.cpp", "lla.cpp"].map(|file| Path::new("shim").join(file));
+    let files = ["shim.cpp", "registry.cpp", "lla.cpp", "score.cpp"].map(|file| Path::new("shim").join(file));
     build.files(files).try_compile("leapfrog_shim")?;
     println!("cargo::rustc-cfg=has_cxx");
     Ok(())

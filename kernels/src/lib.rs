@@ -14,7 +14,8 @@
 //! # Devices
 //!
 //! With the feature `cuda` local linear attention and Parallax also have device kernels (`ops/lla/*.cu`), for f32, f16 and
-//! bf16 and heads of up to 128 values: [`device`]. They are tested by running them on the host (`device-tests`); no
+//! bf16 and heads of up to 128 values: [`device`]. So has the reduction of logits to scores (`ops/score/*.cu`), whose CPU
+//! side is the engine's sampler and whose reference is `ops/score/reference.rs`. They are tested by running them on the host (`device-tests`); no
 //! number of a GPU has been measured.
 //!
 //! # Row invariance
@@ -54,6 +55,7 @@ pub mod reference {
         lla::reference::{LlaGradients, LlaInputs, LlaShape, LlaSolution, lla, lla_gradients, parallax},
         rms_norm::reference::rms_norm,
         rope::reference::{RopeShape, rope},
+        score::reference::score,
         swiglu::reference::swiglu,
     };
 }

@@ -5,6 +5,7 @@
 #include "shim.hpp"
 
 shim::Table lla_table();
+shim::Table score_table();
 
 namespace {
 
@@ -38,7 +39,7 @@ const shim::Entry kWrong[] = {
 };
 
 const shim::Entry* find(const char* name) {
-    for (const shim::Table& table : {lla_table(), shim::table(kWrong)}) {
+    for (const shim::Table& table : {lla_table(), score_table(), shim::table(kWrong)}) {
         for (size_t i = 0; i < table.count; ++i) {
             if (std::strcmp(table.entries[i].name, name) == 0) return &table.entries[i];
         }

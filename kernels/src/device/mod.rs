@@ -27,13 +27,16 @@ pub use crate::ops::lla::launch::{
     LlaSlope, LlaTensors, LlaUploadedPlan, LlaUploadedRidge, LlaWay, LlaWork, lla_launches,
 };
 pub use crate::ops::lla::launches::LlaLaunch;
+pub use crate::ops::score::{
+    ScoreAdjustments, ScoreBatch, ScoreConfidence, ScoreConfidenceKind, ScoreQuery, ScoreResult, ScoreShape, ScoreSizes,
+};
 
 use std::{any::Any, fmt, sync::Arc};
 
 use crate::KernelError;
 
 /// Names of all kernels, by op.
-pub const KERNELS: [&[&str]; 1] = [&crate::ops::lla::launches::KERNEL_NAMES];
+pub const KERNELS: [&[&str]; 2] = [&crate::ops::lla::launches::KERNEL_NAMES, &crate::ops::score::launch::KERNEL_NAMES];
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,4 +5,5 @@ pub(crate) mod linear;
 pub(crate) mod lla;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod score;
 pub(crate) mod swiglu;
