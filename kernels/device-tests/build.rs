@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for warning in ["-Wall", "-Wextra", "-Wno-unknown-pragmas"] {
         build.flag_if_supported(warning);
     }
-    let files = ["shim.cpp", "registry.cpp", "attention.cpp", "fused.cpp", "lla.cpp", "matmul.cpp"];
+    let files = ["shim.cpp", "registry.cpp", "attention.cpp", "fused.cpp", "lla.cpp", "matmul.cpp", "score.cpp"];
     let files = files.map(|file| Path::new("shim").join(file));
     build.files(files).try_compile("leapfrog_shim")?;
     println!("cargo::rustc-cfg=has_cxx");

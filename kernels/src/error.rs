@@ -127,6 +127,12 @@ pub enum KernelError {
         /// One past the largest index allowed.
         len: usize,
     },
+    /// Launches of a batch whose memory is not where it was.
+    #[error("{op}: the batch has moved or shrunk since the shape was made")]
+    StaleShape {
+        /// The op.
+        op: &'static str,
+    },
     /// A count that must be at least one.
     #[error("{op}: {what} must not be zero")]
     Zero {

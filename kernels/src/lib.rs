@@ -19,7 +19,9 @@
 //! |---|---|---|
 //! | local linear attention and Parallax | `ops/lla/*.cu` | f32, f16, bf16; heads of up to 128 values |
 //! | [attention](device::attention) | `ops/attention/*.cu` | f16, bf16; heads of up to 128 values |
+//! | [matrix product](device::matmul), [rows by token](device::embed) | `ops/matmul/*.cu` | weights f16, bf16, Q8_0, Q4_K |
 //! | what lies between matrix products: [norm](device::add_norm), [q, k and v](device::qkv_finish), [swiglu](device::swiglu_finish) | `ops/fused/*.cu` | f32 in, f16 or bf16 out |
+//! | [logits to scores](device::ScoreBatch), with the engine's sampler as the CPU side | `ops/score/*.cu` | f32 |
 //!
 //! They are tested by running them on the host (`device-tests`); no number of a GPU has been measured.
 //!
@@ -61,6 +63,7 @@ pub mod reference {
         matmul::reference::{matmul, random_weight},
         rms_norm::reference::rms_norm,
         rope::reference::{RopeShape, rope},
+        score::reference::score,
         swiglu::reference::swiglu,
     };
 }

@@ -8,6 +8,7 @@ shim::Table attention_table();
 shim::Table fused_table();
 shim::Table lla_table();
 shim::Table matmul_table();
+shim::Table score_table();
 
 namespace {
 
@@ -42,7 +43,7 @@ const shim::Entry kWrong[] = {
 
 const shim::Entry* find(const char* name) {
     const shim::Table tables[] = {
-        attention_table(), fused_table(), lla_table(), matmul_table(), shim::table(kWrong),
+        attention_table(), fused_table(), lla_table(), matmul_table(), score_table(), shim::table(kWrong),
     };
     for (const shim::Table& table : tables) {
         for (size_t i = 0; i < table.count; ++i) {

@@ -94,6 +94,12 @@ inline void load_blocks(uint32_t (&to)[4], const uint16_t* row) {
     for (int i = 0; i < 4; ++i) to[i] = data[i];
 }
 
+/// Not to be fused with a sum.
+inline float rounded_product(float a, float b) {
+    volatile float product = a * b;
+    return product;
+}
+
 /// A shuffle of anything made of words.
 template <class T>
 inline T shuffle(Collective kind, unsigned mask, T value, uint32_t lane) {

@@ -38,17 +38,21 @@ pub use crate::ops::lla::launches::LlaLaunch;
 pub use crate::ops::matmul::{
     DeviceFormat, DeviceLinear, DeviceWeight, EmbedParams, MatmulParams, MatmulPart, RandomParams, embed, matmul,
 };
+pub use crate::ops::score::{
+    ScoreAdjustments, ScoreBatch, ScoreConfidence, ScoreConfidenceKind, ScoreQuery, ScoreResult, ScoreShape, ScoreSizes,
+};
 
 use std::{any::Any, fmt, sync::Arc};
 
 use crate::KernelError;
 
 /// Names of all kernels, by op.
-pub const KERNELS: [&[&str]; 4] = [
+pub const KERNELS: [&[&str]; 5] = [
     &crate::ops::attention::device::KERNEL_NAMES,
     &crate::ops::fused::KERNEL_NAMES,
     &crate::ops::lla::launches::KERNEL_NAMES,
     &crate::ops::matmul::KERNEL_NAMES,
+    &crate::ops::score::launch::KERNEL_NAMES,
 ];
 
 /// What a device is.

@@ -8,4 +8,5 @@ pub(crate) mod matmul;
 pub(crate) mod partials;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod score;
 pub(crate) mod swiglu;
