@@ -294,7 +294,7 @@ fn prepare(
         diffusion: _,
         summary: _,
     } = model;
-    check_memory(&spec, num_pages)?;
+    let capacity = settings.capacity(&spec, context_len, num_pages);
     let num_threads = settings.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let threads = rayon::ThreadPoolBuilder::new()
         .num_threads(num_threads)
@@ -303,7 +303,7 @@ fn prepare(
         .map_err(|error| EngineError::Thread(std::io::Error::other(error)))?;
     let warmup = energy.begin(SystemCause::Warmup);
     let (kv, cost) = threads.install(|| -> Result<_, EngineError> {
-        let mut kv = KvCache::new(spec.kv, num_pages, PAGE_LEN)?;
+        let mut kv = backbone.reserve(capacity)?;
         let cost = calibrate(backbone.as_mut(), &mut kv)?;
         Ok((kv, cost))
     })?;
@@ -312,7 +312,7 @@ fn prepare(
         params: spec.num_active_params as u64,
         attention: (spec.kv.num_layers * spec.attention_dim) as u64,
     };
-    let meter = EngineMeter::new(energy, &id, arithmetic);
+    let meter = EngineMeter::new(energy, &id, arithmetic, backbone.device().map(|facts| facts.uuid.as_str()));
     let metrics = Metrics {
         solver: spec.has_solver.then(SolverMetrics::new),
         canvas: spec.mask_id.map(|_| CanvasMetrics::default()),
@@ -371,16 +371,6 @@ fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache) -> Result<CostTable,
     match backbone.spec().attention {
         AttentionKind::Causal => Ok(CostTable::calibrate(backbone, kv)?),
         AttentionKind::BlockCausal { .. } | AttentionKind::Full => Ok(CostTable::from_points(Vec::new())),
-    }
-}
-
-fn check_memory(spec: &BackboneSpec, num_pages: usize) -> Result<(), EngineError> {
-    let needed = num_pages.saturating_mul(PAGE_LEN).saturating_mul(spec.kv.bytes_per_token());
-    match models::source::memory::available_bytes() {
-        Some(available) if needed as u64 > available => {
-            Err(EngineError::NotEnoughMemory { needed_mib: needed >> 20, available_mib: (available >> 20) as usize })
-        }
-        _ => Ok(()),
     }
 }
 

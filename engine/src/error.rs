@@ -17,17 +17,6 @@ pub enum EngineError {
         /// What is wrong with it.
         message: String,
     },
-    /// Weights and KV cache do not fit.
-    #[error(
-        "not enough memory: the KV cache needs {needed_mib} MiB and {available_mib} MiB are available; \
-         ask for fewer KV tokens"
-    )]
-    NotEnoughMemory {
-        /// Needed, in MiB.
-        needed_mib: usize,
-        /// Available, in MiB.
-        available_mib: usize,
-    },
     /// The operating system refused a thread.
     #[error("cannot start the device thread: {0}")]
     Thread(std::io::Error),

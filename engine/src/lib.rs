@@ -34,7 +34,7 @@ pub use engine::{Engine, EventStream, Load, ModelInfo};
 pub use error::{EngineError, RequestError, SubmitError};
 pub use event::{Commit, CommitCounts, DecodeStats, DiffusionStats, Event, Finish, FinishReason, Frame, TokenRecord};
 pub use models::{
-    Activations, AttentionChoice, AttentionKind, BuiltIn, ModelError, Quantize, TokenId,
+    Activations, AttentionChoice, AttentionKind, BuiltIn, ModelError, Precision, Quantize, Target, TokenId,
     source::{GenerationDefaults, LoadOptions, LoadedModel, ModelSource, load},
     text::{ChatTemplate, Tokenizer},
 };

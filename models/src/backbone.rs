@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::{KvCache, ModelError, PageId, SolverReport, TokenId};
+use kernels::device::{DeviceFacts, ScoreQuery, ScoreResult};
+
+use crate::{KvCache, ModelError, PageId, SolverReport, TokenId, source::memory};
 
 /// Wires weights into one forward pass. Knows nothing of decoding strategies.
 pub trait Backbone: Send {
@@ -19,6 +21,71 @@ pub trait Backbone: Send {
     ///
     /// A row's logits depend only on the tokens that the row can see, never on which other rows share the batch.
     fn forward(&mut self, batch: &ForwardBatch<'_>, kv: &mut KvCache) -> Result<Logits, ModelError>;
+
+    /// Makes room for passes of up to `capacity`, once, before the first pass: the KV cache, and whatever else the
+    /// passes need beside the weights. Nothing is allocated later, so no request can fail for want of memory.
+    ///
+    /// # Errors
+    /// If it does not fit, with the sizes.
+    fn reserve(&mut self, capacity: Capacity) -> Result<KvCache, ModelError> {
+        let layout = self.spec().kv;
+        memory::check_cache(capacity.kv_bytes(layout))?;
+        KvCache::new(layout, capacity.num_pages, capacity.page_len)
+    }
+
+    /// The device that runs it; `None` is the processor.
+    fn device(&self) -> Option<&DeviceFacts> {
+        None
+    }
+
+    /// Passes whose logits stay where they are computed; `None` for a model that gives logits to the host.
+    fn scorer(&mut self) -> Option<&mut dyn RowScorer> {
+        None
+    }
+}
+
+/// A model that reduces its logits itself, on the device that computes them.
+pub trait RowScorer {
+    /// [`Backbone::forward`] and the scores of its scored rows, in the same order. `queries` is called once, while the
+    /// device works, and gives one query a scored row.
+    ///
+    /// # Errors
+    /// Those of a forward pass, and if there is not one query a row or one is out of its range.
+    fn forward_scored(
+        &mut self,
+        batch: &ForwardBatch<'_>,
+        kv: &mut KvCache,
+        queries: &mut dyn FnMut() -> Vec<ScoreQuery>,
+    ) -> Result<ScoredRows, ModelError>;
+}
+
+/// What a pass that is scored on a device gives.
+#[derive(Debug, Clone, Default)]
+pub struct ScoredRows {
+    /// One a scored row.
+    pub rows: Vec<ScoreResult>,
+    /// As [`Logits::solver`].
+    pub solver: Option<SolverReport>,
+}
+
+/// What the passes of a model must have room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rows of a pass.
+    pub max_rows: usize,
+    /// Page tables of a pass: its segments.
+    pub max_tables: usize,
+    /// Pages of the KV cache.
+    pub num_pages: usize,
+    /// Positions of a page.
+    pub page_len: usize,
+}
+
+impl Capacity {
+    /// Bytes of the KV cache.
+    pub fn kv_bytes(&self, layout: KvLayout) -> usize {
+        self.num_pages.saturating_mul(self.page_len).saturating_mul(layout.bytes_per_token())
+    }
 }
 
 /// What the engine must know of a model to drive it.
@@ -104,12 +171,14 @@ pub struct KvLayout {
     pub num_kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// Bytes of one value.
+    pub element_bytes: usize,
 }
 
 impl KvLayout {
-    /// Bytes that one position occupies over all layers, keys and values, in f32.
+    /// Bytes that one position occupies over all layers, keys and values.
     pub fn bytes_per_token(&self) -> usize {
-        self.num_layers * self.num_kv_heads * self.head_dim * 2 * size_of::<f32>()
+        self.num_layers * self.num_kv_heads * self.head_dim * 2 * self.element_bytes
     }
 }
 

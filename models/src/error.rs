@@ -215,6 +215,77 @@ pub enum ModelError {
         /// Available, in MiB.
         available_mib: u64,
     },
+    /// A device that is not there.
+    #[error("--device {target}: {source}")]
+    NoDevice {
+        /// The device asked for.
+        target: String,
+        /// Why there is none.
+        source: kernels::KernelError,
+    },
+    /// What a device has no kernels for.
+    #[error("{origin}: {what} cannot run on a GPU; use --device cpu")]
+    NotOnDevice {
+        /// The model.
+        origin: String,
+        /// What it has.
+        what: String,
+    },
+    /// A KV cache that does not fit beside the weights.
+    #[error(
+        "not enough memory: the KV cache needs {needed_mib} MiB and {available_mib} MiB are available; \
+         ask for fewer KV tokens"
+    )]
+    CacheMemory {
+        /// Needed, in MiB.
+        needed_mib: u64,
+        /// Available, in MiB.
+        available_mib: u64,
+    },
+    /// A device whose memory does not hold a model.
+    #[error(
+        "not enough memory on {device}: the weights need {weights_mib} MiB, the KV cache {cache_mib} MiB and the work \
+         space of a pass {workspace_mib} MiB; {available_mib} MiB are there for them. Ask for fewer KV tokens, fewer rows \
+         a pass, or weights of fewer bits"
+    )]
+    DeviceMemory {
+        /// Name of the device.
+        device: String,
+        /// Weights, in MiB.
+        weights_mib: u64,
+        /// KV cache, in MiB; 0 if the weights alone do not fit.
+        cache_mib: u64,
+        /// Work space, in MiB; 0 if the weights alone do not fit.
+        workspace_mib: u64,
+        /// There for all three, in MiB.
+        available_mib: u64,
+    },
+    /// A pass with more rows, page tables or pages than there is room for.
+    #[error("a pass with {got} {what}; there is room for {room}")]
+    BeyondCapacity {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many.
+        got: usize,
+        /// How many fit.
+        room: usize,
+    },
+    /// Queries that do not belong to the scored rows of a pass.
+    #[error("{got} queries for {expected} scored rows")]
+    QueryCount {
+        /// Scored rows.
+        expected: usize,
+        /// Queries.
+        got: usize,
+    },
+    /// A KV cache of another kind of model.
+    #[error("the KV cache lies {got}, the model runs {expected}")]
+    ForeignCache {
+        /// Where the model runs.
+        expected: &'static str,
+        /// Where the cache lies.
+        got: &'static str,
+    },
     /// A tokenizer that cannot be read or does not fit.
     #[error("{origin}: {reason}")]
     BadTokenizer {

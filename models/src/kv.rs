@@ -2,6 +2,7 @@
 //! the engine's business.
 
 use candle_core::{Device, Tensor};
+use kernels::device::Array;
 
 use crate::{KvLayout, ModelError};
 
@@ -15,7 +16,22 @@ pub struct KvCache {
     layout: KvLayout,
     page_len: usize,
     num_pages: usize,
-    layers: Vec<LayerKv>,
+    storage: Storage,
+}
+
+/// Where the pages are. A model knows one kind.
+#[derive(Debug)]
+enum Storage {
+    Host(Vec<LayerKv>),
+    Device(Vec<DeviceKv>),
+}
+
+/// The pages of one layer on a device, `[pages, kv_heads, page_len, head_dim]`.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceKv {
+    /// Keys, rotated.
+    pub(crate) keys: Array,
+    pub(crate) values: Array,
 }
 
 /// The pages of one layer. Cloning shares the storage.
@@ -38,7 +54,12 @@ impl KvCache {
         let layers = (0..layout.num_layers)
             .map(|_| Ok(LayerKv { keys: storage()?, values: storage()? }))
             .collect::<Result<Vec<_>, candle_core::Error>>()?;
-        Ok(Self { layout, page_len, num_pages, layers })
+        Ok(Self { layout, page_len, num_pages, storage: Storage::Host(layers) })
+    }
+
+    /// A cache over pages on a device, one pair a layer.
+    pub(crate) fn on_device(layout: KvLayout, num_pages: usize, page_len: usize, layers: Vec<DeviceKv>) -> Self {
+        Self { layout, page_len, num_pages, storage: Storage::Device(layers) }
     }
 
     /// Shape of one position.
@@ -56,9 +77,20 @@ impl KvCache {
         self.num_pages
     }
 
-    /// The storage of one layer.
-    pub fn layer(&self, layer: usize) -> &LayerKv {
-        &self.layers[layer]
+    /// The storage of the layers, in host memory.
+    pub(crate) fn host_layers(&self) -> Result<&[LayerKv], ModelError> {
+        match &self.storage {
+            Storage::Host(layers) => Ok(layers),
+            Storage::Device(_) => Err(ModelError::ForeignCache { expected: "on the CPU", got: "on a device" }),
+        }
+    }
+
+    /// The storage of the layers, on a device.
+    pub(crate) fn device_layers(&self) -> Result<&[DeviceKv], ModelError> {
+        match &self.storage {
+            Storage::Device(layers) => Ok(layers),
+            Storage::Host(_) => Err(ModelError::ForeignCache { expected: "on a device", got: "on the CPU" }),
+        }
     }
 }
 

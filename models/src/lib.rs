@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`backbone`] | the trait, its batch and its logits |
 //! | [`arch`] | the wiring of the layers |
+//! | [`device`] | the same on a GPU |
 //! | [`kv`] | pages of keys and values; no policy |
 //! | [`config`] | a model's config, checked, and what its family fixes |
 //! | [`loader`] | weights by name, packed for the kernels |
@@ -34,6 +35,7 @@ pub mod arch;
 pub mod backbone;
 mod builtin;
 pub mod config;
+pub mod device;
 mod error;
 pub mod kv;
 mod layers;
@@ -47,8 +49,8 @@ pub mod source;
 pub mod text;
 
 pub use backbone::{
-    AttentionKind, Backbone, BackboneSpec, BlockOrigin, ForwardBatch, KvLayout, LogitAlignment, Logits, Segment,
-    Visibility,
+    AttentionKind, Backbone, BackboneSpec, BlockOrigin, Capacity, ForwardBatch, KvLayout, LogitAlignment, Logits,
+    RowScorer, ScoredRows, Segment, Visibility,
 };
 pub use builtin::BuiltIn;
 pub use config::{AttentionChoice, ConfigHints, Family, LlaConfig, MixerConfig, ModelConfig, RopeScaling};
@@ -56,7 +58,9 @@ pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{Activations, LoadSummary, Quantize, WeightStore};
 pub use solver::SolverReport;
-pub use source::{DiffusionHints, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource};
+pub use source::{
+    DiffusionHints, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource, Precision, Target,
+};
 pub use text::{ChatTemplate, Tokenizer};
 
 /// Index of a token in the model's vocabulary.

@@ -3,6 +3,8 @@
 //! Linear layers come out packed for the kernels, in f32 or in the ggml type of the file, or quantised on the way if
 //! the caller asks for it. Every tensor is checked against the shape that the config implies.
 
+pub(crate) mod device;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,

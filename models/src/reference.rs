@@ -125,7 +125,7 @@ impl ReferenceLlama {
             attention: AttentionKind::Causal,
             alignment: LogitAlignment::NextSlot,
             mask_id: None,
-            kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
+            kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1, element_bytes: 4 },
             has_solver: false,
             num_params: 0,
             num_active_params: 0,

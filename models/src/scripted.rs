@@ -69,7 +69,7 @@ impl Scripted {
             attention,
             alignment: LogitAlignment::NextSlot,
             mask_id: None,
-            kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1 },
+            kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 1, element_bytes: 4 },
             has_solver: false,
             num_params: 0,
             num_active_params: 0,

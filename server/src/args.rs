@@ -126,17 +126,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// What runs the model.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Device {
-    /// The processor.
-    #[default]
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-}
-
 /// Options of every command that loads a model. The same struct reads `leapfrog.toml`, so that no option can be missing
 /// there.
 #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
@@ -170,9 +159,12 @@ pub struct CommonArgs {
     /// How a diffusion model attends, where its config does not say: full or block_causal [default: by its name]
     #[arg(long, env = "LEAPFROG_ATTENTION", value_name = "KIND", help_heading = "Model")]
     pub attention: Option<String>,
-    /// What runs the model [default: cpu]
-    #[arg(long, env = "LEAPFROG_DEVICE", value_enum, help_heading = "Model")]
-    pub device: Option<Device>,
+    /// What runs the model: cpu, cuda, or cuda:N for one of several GPUs [default: cpu]
+    #[arg(long, env = "LEAPFROG_DEVICE", value_name = "DEVICE", help_heading = "Model")]
+    pub device: Option<String>,
+    /// What a GPU computes with: f16 or bf16 [default: the type of the weights, f16 where they have neither]
+    #[arg(long, env = "LEAPFROG_PRECISION", value_name = "TYPE", help_heading = "Model")]
+    pub precision: Option<String>,
 
     /// Requests that decode at the same time [default: 8]
     #[arg(long, env = "LEAPFROG_MAX_CONCURRENT", value_name = "N", help_heading = "Engine")]
@@ -298,6 +290,7 @@ impl CommonArgs {
             mask_id: self.mask_id.or(fallback.mask_id),
             attention: self.attention.or(fallback.attention),
             device: self.device.or(fallback.device),
+            precision: self.precision.or(fallback.precision),
             max_concurrent: self.max_concurrent.or(fallback.max_concurrent),
             max_queue: self.max_queue.or(fallback.max_queue),
             max_rows: self.max_rows.or(fallback.max_rows),

@@ -11,13 +11,13 @@ use std::{
 };
 
 use clap::Args;
-use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, TokenId, energy::EnergySettings};
+use engine::{EngineSettings, LoadOptions, ModelError, ModelSource, Target, TokenId, energy::EnergySettings};
 use serde::de::IgnoredAny;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    args::{CommonArgs, Device, EnergyUsage, LogFormat, ServeArgs},
+    args::{CommonArgs, EnergyUsage, LogFormat, ServeArgs},
     metrics::Dialect,
 };
 
@@ -130,9 +130,6 @@ pub enum SettingsError {
     /// A model that cannot be meant.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// CUDA in a build without it.
-    #[error("--device cuda: this build has no CUDA support; leave the option out to run on the CPU")]
-    NoCuda,
     /// A value out of range.
     #[error("--{option}: {reason}")]
     Invalid {
@@ -166,9 +163,17 @@ impl Settings {
         let file = read_config(serve.common.config.as_deref(), folder)?;
         let serve = serve.or(file);
         let args = &serve.common;
-        if args.device.unwrap_or_default() == Device::Cuda {
-            return Err(SettingsError::NoCuda);
+        let target: Target = args.device.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+        let precision = args.precision.as_deref().map(str::parse).transpose()?;
+        if precision.is_some() && target == Target::Cpu {
+            let reason = "it is for --device cuda; the processor computes in f32".into();
+            return Err(SettingsError::Invalid { option: "precision", reason });
         }
+        if args.activations.is_some() && target != Target::Cpu {
+            let reason = "it is for --device cpu; a GPU rounds the inputs of its layers to --precision".into();
+            return Err(SettingsError::Invalid { option: "activations", reason });
+        }
+        target.check()?;
         let filter = args.log_level.clone().unwrap_or_else(|| default_filter.to_owned());
         EnvFilter::try_new(&filter)
             .map_err(|error| SettingsError::Invalid { option: "log-level", reason: error.to_string() })?;
@@ -204,9 +209,11 @@ impl Settings {
                 chat_template: args.chat_template.clone(),
                 mask_id: args.mask_id.map(TokenId),
                 attention,
+                target,
+                precision,
             },
             engine,
-            energy: energy::resolve(&args.energy)?,
+            energy: energy::resolve(&args.energy, target)?,
             host: serve.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: serve.port.unwrap_or(8080),
             drain_timeout: Duration::from_secs(serve.drain_timeout.unwrap_or(30)),
@@ -480,7 +487,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_before_anything_starts() {
         for flags in [
-            &["--device", "cuda"][..],
+            &["--device", "gpu"][..],
+            &["--precision", "bf16"],
+            &["--device", "cuda", "--precision", "f32"],
+            &["--device", "cuda", "--activations", "int8"],
             &["--quantize", "q3"],
             &["--activations", "int4"],
             &["--attention", "causal"],
@@ -492,6 +502,13 @@ mod tests {
             let error = resolve(flags, None).unwrap_err().to_string();
             assert!(!error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_no_reason_to_take_another() {
+        // Whatever the build and the machine have, this one is not there.
+        let error = resolve(&["--device", "cuda:4096"], None).unwrap_err().to_string();
+        assert!(error.starts_with("--device cuda:4096: "), "{error}");
     }
 
     #[test]

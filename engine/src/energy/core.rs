@@ -104,6 +104,15 @@ impl Core {
         self.models.len() - 1
     }
 
+    /// The index of the accelerator with this UUID, as NVIDIA's driver spells it.
+    pub(crate) fn accelerator(&self, uuid: &str) -> Option<usize> {
+        let is_it = |track: &&Track| track.domain.id.strip_prefix("nvml:") == Some(uuid);
+        match self.tracks.iter().find(is_it)?.domain.rail {
+            Rail::Accelerator(index) => Some(index),
+            Rail::Host => None,
+        }
+    }
+
     /// Whether readings should be frequent.
     pub(crate) fn is_busy(&self, now: Nanos) -> bool {
         self.steps.is_busy()

@@ -47,13 +47,18 @@ pub(crate) struct EngineMeter {
     shared: Arc<Shared>,
     model: usize,
     arithmetic: Arithmetic,
+    /// The accelerator that its passes run on, if there is a sensor for it.
+    accelerator: Option<usize>,
 }
 
 impl EngineMeter {
-    /// For the model that clients call `name`.
-    pub(crate) fn new(monitor: &EnergyMonitor, name: &str, arithmetic: Arithmetic) -> Self {
-        let model = monitor.0.core().add_model(name);
-        Self { shared: monitor.0.clone(), model, arithmetic }
+    /// For the model that clients call `name`, whose passes run on the GPU with this UUID, or on the processor.
+    pub(crate) fn new(monitor: &EnergyMonitor, name: &str, arithmetic: Arithmetic, gpu: Option<&str>) -> Self {
+        let (model, accelerator) = {
+            let mut core = monitor.0.core();
+            (core.add_model(name), gpu.and_then(|uuid| core.accelerator(uuid)))
+        };
+        Self { shared: monitor.0.clone(), model, arithmetic, accelerator }
     }
 
     /// A request gets its slot.
@@ -71,7 +76,7 @@ impl EngineMeter {
             core.policy
         };
         let shares: Vec<Share> = positions.flat_map(|positions| positions.shares(policy, self.arithmetic)).collect();
-        Running::begin(&self.shared, &[], &shares)
+        Running::begin(&self.shared, self.accelerator.as_slice(), &shares)
     }
 
     /// A request gives its slot back.

@@ -67,6 +67,7 @@ impl Transformer {
                 num_layers: config.num_layers,
                 num_kv_heads: config.num_kv_heads,
                 head_dim: config.head_dim,
+                element_bytes: size_of::<f32>(),
             },
             has_solver: matches!(config.mixer, MixerConfig::LocalLinear(_)),
             num_params,
@@ -120,9 +121,9 @@ impl Backbone for Transformer {
         let mut pass = Pass::new(attention_plan(batch, kv)?);
         self.rope.cover(batch.segments.iter().map(Segment::end).max().unwrap_or(0))?;
         let mut xs = self.embedding.forward(batch.segments.iter().flat_map(|segment| segment.tokens))?;
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (layer, kv) in self.layers.iter().zip(kv.host_layers()?) {
             let normed = kernels::rms_norm(&xs, &layer.attention_norm, self.norm_eps)?;
-            xs = (xs + layer.attention.forward(&normed, &self.rope, &mut pass, kv.layer(index))?)?;
+            xs = (xs + layer.attention.forward(&normed, &self.rope, &mut pass, kv)?)?;
             let normed = kernels::rms_norm(&xs, &layer.mlp_norm, self.norm_eps)?;
             xs = (xs + layer.mlp.forward(&normed)?)?;
         }
@@ -135,7 +136,7 @@ impl Backbone for Transformer {
 }
 
 /// Where each row reads and writes, once for all layers.
-fn attention_plan(batch: &ForwardBatch<'_>, kv: &KvCache) -> Result<AttentionPlan, ModelError> {
+pub(crate) fn attention_plan(batch: &ForwardBatch<'_>, kv: &KvCache) -> Result<AttentionPlan, ModelError> {
     let tables = batch.segments.iter().map(|segment| segment.pages.iter().map(|page| page.0).collect());
     let rows = batch.segments.iter().enumerate().flat_map(|(table, segment)| {
         (segment.start..segment.end()).map(move |position| PlanRow {

@@ -4,6 +4,7 @@
 mod decoder;
 
 pub use decoder::Transformer;
+pub(crate) use decoder::attention_plan;
 
 use crate::{Backbone, ModelError, config::ModelConfig, loader::WeightStore};
 

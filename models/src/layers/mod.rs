@@ -13,7 +13,7 @@ pub(crate) use attention::Attention;
 pub(crate) use embedding::Embedding;
 pub(crate) use mixer::Pass;
 pub(crate) use moe::FeedForward;
-pub(crate) use rope::Rope;
+pub(crate) use rope::{Rope, values_of as rope_values};
 
 use candle_core::Tensor;
 use kernels::PackedLinear;

@@ -38,14 +38,22 @@ impl Rope {
 }
 
 fn tables(frequencies: &[f32], len: usize) -> Result<(Tensor, Tensor), ModelError> {
+    let [cos, sin] = values(frequencies, len);
+    let table = |values| Tensor::from_vec(values, (len, frequencies.len()), &Device::Cpu);
+    Ok((table(cos)?, table(sin)?))
+}
+
+/// Cosines and sines of positions `0..len`, `[len, rotary_dims / 2]` each.
+pub(crate) fn values_of(config: &ModelConfig, len: usize) -> [Vec<f32>; 2] {
+    values(&frequencies(config), len)
+}
+
+fn values(frequencies: &[f32], len: usize) -> [Vec<f32>; 2] {
     // The angle in f32, as the reference implementations have it: a table in f64 would be nearer to the formula and
     // farther from the arithmetic that the checkpoints were trained with.
     let angles: Vec<f32> =
         (0..len).flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency)).collect();
-    let table = |f: fn(f32) -> f32| {
-        Tensor::from_vec(angles.iter().map(|&a| f(a)).collect(), (len, frequencies.len()), &Device::Cpu)
-    };
-    Ok((table(f32::cos)?, table(f32::sin)?))
+    [f32::cos, f32::sin].map(|f: fn(f32) -> f32| angles.iter().map(|&angle| f(angle)).collect())
 }
 
 /// Angle per position of each pair of features, `rotary_dims / 2` values.

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use kernels::device::Device;
+
 use super::{
     DiffusionHints, END_OF_TURN, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel,
     folder::ModelFiles,
@@ -10,7 +12,9 @@ use super::{
     safetensors,
 };
 use crate::{
-    ChatTemplate, ConfigHints, Family, ModelConfig, ModelError, TokenId, Tokenizer, WeightStore, loader::FileBytes,
+    Backbone, ChatTemplate, ConfigHints, Family, ModelConfig, ModelError, Precision, TokenId, Tokenizer, WeightStore,
+    device::DeviceTransformer,
+    loader::{FileBytes, device::Stored},
 };
 
 /// Everything but the weights.
@@ -29,7 +33,12 @@ struct Parts {
 }
 
 /// Loads a model out of a folder, or out of the program.
-pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+pub(super) fn folder(
+    id: String,
+    files: &ModelFiles,
+    options: &LoadOptions,
+    device: Option<Arc<dyn Device>>,
+) -> Result<LoadedModel, ModelError> {
     let hints = ConfigHints { id: &id, attention: options.attention };
     let mut config = ModelConfig::from_hf_json(&files.config()?, &files.path("config.json"), &hints)?;
     let tokenizer = match &options.tokenizer {
@@ -56,11 +65,16 @@ pub(super) fn folder(id: String, files: &ModelFiles, options: &LoadOptions) -> R
         config.tie_embeddings = false;
     }
     let parts = Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi, diffusion };
-    finish(parts, weights)
+    finish(parts, weights, device.map(|device| (device, options.precision)))
 }
 
 /// Loads a GGUF file.
-pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+pub(super) fn gguf(
+    id: String,
+    path: &Path,
+    options: &LoadOptions,
+    device: Option<Arc<dyn Device>>,
+) -> Result<LoadedModel, ModelError> {
     let origin = path.display().to_string();
     let file = GgufFile::parse(FileBytes::map(path)?, &origin)?;
     let config = ModelConfig::from_gguf(&file, &ConfigHints { id: &id, attention: options.attention })?;
@@ -90,7 +104,7 @@ pub(super) fn gguf(id: String, path: &Path, options: &LoadOptions) -> Result<Loa
     let mask = MaskNames { option: options.mask_id, spelling: None };
     let weights = file.weights(&config, options.quantize).with_activations(options.activations);
     let parts = Parts { id, origin, config, mask, tokenizer, chat_template, stop_ids, generation, jacobi, diffusion };
-    finish(parts, weights)
+    finish(parts, weights, device.map(|device| (device, options.precision)))
 }
 
 fn read_template(path: &Path) -> Result<String, ModelError> {
@@ -98,7 +112,11 @@ fn read_template(path: &Path) -> Result<String, ModelError> {
 }
 
 /// Checks that the parts belong together, then reads the weights.
-fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelError> {
+fn finish(
+    parts: Parts,
+    mut weights: WeightStore,
+    device: Option<(Arc<dyn Device>, Option<Precision>)>,
+) -> Result<LoadedModel, ModelError> {
     let Parts { id, origin, mut config, mask, tokenizer, chat_template, stop_ids, mut generation, jacobi, diffusion } =
         parts;
     let vocab_size = config.vocab_size;
@@ -136,8 +154,16 @@ fn finish(parts: Parts, mut weights: WeightStore) -> Result<LoadedModel, ModelEr
     if stop_ids.is_empty() {
         return Err(ModelError::NoEndToken { origin });
     }
-    weights.check_memory()?;
-    let backbone = crate::arch::build(&config, &mut weights)?;
+    let backbone: Box<dyn Backbone> = match device {
+        None => {
+            weights.check_memory()?;
+            crate::arch::build(&config, &mut weights)?
+        }
+        Some((device, precision)) => {
+            let mut weights = Stored::new(&mut weights, device, precision)?;
+            Box::new(DeviceTransformer::load(&config, &mut weights)?)
+        }
+    };
     let summary = weights.finish()?;
     Ok(LoadedModel {
         id,

@@ -21,6 +21,16 @@ pub(crate) fn check(needed: u64, available: u64) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// Refuses a KV cache that the machine cannot hold. Silent where the system does not say how much is free.
+pub(crate) fn check_cache(needed: usize) -> Result<(), ModelError> {
+    match available_bytes() {
+        Some(available) if needed as u64 > available => {
+            Err(ModelError::CacheMemory { needed_mib: (needed as u64).div_ceil(MIB), available_mib: available / MIB })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `MemAvailable` of `/proc/meminfo`.
 fn mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -7,7 +7,10 @@ mod hub;
 mod mask;
 pub mod memory;
 mod safetensors;
+mod target;
 mod vocab;
+
+pub use target::{Precision, Target};
 
 use std::{
     ffi::OsStr,
@@ -17,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use kernels::device::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -51,8 +55,12 @@ pub enum ModelSource {
 pub struct LoadOptions {
     /// What linear weights become; `None` keeps ggml types as they are and makes everything else f32.
     pub quantize: Option<Quantize>,
-    /// How finely layers with quantised weights round their inputs.
+    /// How finely layers with quantised weights round their inputs, on the processor.
     pub activations: Activations,
+    /// What runs the model.
+    pub target: Target,
+    /// The type that a device computes with; `None` is that of the weights, f16 where they have none.
+    pub precision: Option<Precision>,
     /// A `tokenizer.json` to use instead of the model's own.
     pub tokenizer: Option<PathBuf>,
     /// A Jinja file to use instead of the model's own chat template.
@@ -269,17 +277,34 @@ impl FromStr for ModelSource {
 }
 
 /// Loads a model: files, config, tokenizer, chat template and weights, in the order of their cost, so that what is
-/// broken is found before gigabytes are read.
+/// broken is found before gigabytes are read. A device that is asked for is opened first.
 pub fn load(source: &ModelSource, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    load_with(source, options, options.target.open()?)
+}
+
+/// The same on a device that is already open, whatever [`LoadOptions::target`] says.
+pub fn load_on(
+    source: &ModelSource,
+    options: &LoadOptions,
+    device: &Arc<dyn Device>,
+) -> Result<LoadedModel, ModelError> {
+    load_with(source, options, Some(Arc::clone(device)))
+}
+
+fn load_with(
+    source: &ModelSource,
+    options: &LoadOptions,
+    device: Option<Arc<dyn Device>>,
+) -> Result<LoadedModel, ModelError> {
     let id = source.id();
     match source {
-        ModelSource::BuiltIn(model) => assemble::folder(id, &model.files(), options),
-        ModelSource::Folder(path) => assemble::folder(id, &ModelFiles::Folder(path.clone()), options),
-        ModelSource::Gguf(path) => assemble::gguf(id, path, options),
+        ModelSource::BuiltIn(model) => assemble::folder(id, &model.files(), options, device),
+        ModelSource::Folder(path) => assemble::folder(id, &ModelFiles::Folder(path.clone()), options, device),
+        ModelSource::Gguf(path) => assemble::gguf(id, path, options, device),
         ModelSource::Hub { repo, revision, file } => {
             match hub::download(repo, revision.as_deref(), file.as_deref(), options.attention)? {
-                hub::Download::Folder(folder) => assemble::folder(id, &ModelFiles::Folder(folder), options),
-                hub::Download::Gguf(path) => assemble::gguf(id, &path, options),
+                hub::Download::Folder(folder) => assemble::folder(id, &ModelFiles::Folder(folder), options, device),
+                hub::Download::Gguf(path) => assemble::gguf(id, &path, options, device),
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use engine::energy::{Attribution, Basis, EnergySettings, Mode, Source};
+use engine::{
+    Target,
+    energy::{Attribution, Basis, EnergySettings, Mode, Source},
+};
 
 use super::SettingsError;
 use crate::args::{AttributionChoice, BasisChoice, EnergyArgs, EnergyMode, EnergyUsage, Span, SpanOrOff};
@@ -12,8 +15,8 @@ const IDLE_WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 const RETENTIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const MAX_SETTLE_MS: u64 = 10_000;
 
-/// Gives the options their meaning.
-pub(super) fn resolve(args: &EnergyArgs) -> Result<EnergySettings, SettingsError> {
+/// Gives the options their meaning, for models that `target` runs.
+pub(super) fn resolve(args: &EnergyArgs, target: Target) -> Result<EnergySettings, SettingsError> {
     let defaults = EnergySettings::default();
     let idle_window = match args.energy_idle_window {
         None => defaults.idle_window,
@@ -35,7 +38,7 @@ pub(super) fn resolve(args: &EnergyArgs) -> Result<EnergySettings, SettingsError
             EnergyMode::Off => Mode::Off,
         },
         basis: match args.energy_basis.unwrap_or_default() {
-            BasisChoice::Auto => None,
+            BasisChoice::Auto => matches!(target, Target::Cuda { .. }).then_some(Basis::Gpu),
             BasisChoice::Gpu => Some(Basis::Gpu),
             BasisChoice::Soc => Some(Basis::Soc),
             BasisChoice::Cpu => Some(Basis::Cpu),

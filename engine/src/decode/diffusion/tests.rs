@@ -20,7 +20,7 @@ fn spec(attention: AttentionKind, alignment: LogitAlignment) -> BackboneSpec {
         attention,
         alignment,
         mask_id: Some(MASK),
-        kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2 },
+        kv: KvLayout { num_layers: 1, num_kv_heads: 1, head_dim: 2, element_bytes: 4 },
         has_solver: false,
         num_params: 0,
         num_active_params: 0,

@@ -16,7 +16,7 @@ use crate::{
 const WHOLE: SourceClass = SourceClass::Counter { modulus_uj: None };
 
 fn engine_of(monitor: &EnergyMonitor) -> EngineMeter {
-    EngineMeter::new(monitor, "m", Arithmetic { params: 10, attention: 1 })
+    EngineMeter::new(monitor, "m", Arithmetic { params: 10, attention: 1 }, None)
 }
 
 fn positions(ticket: Ticket, len: usize, prefill: usize) -> Positions {

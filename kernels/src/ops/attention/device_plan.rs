@@ -152,18 +152,7 @@ impl DevicePlan {
             }
             narrow(OP, what, size)?;
         }
-        let num_splits = limits.most_splits();
-        if num_splits > MOST_SPLITS {
-            return Err(KernelError::OutOfRange { op: OP, what: "split", index: num_splits, len: MOST_SPLITS + 1 });
-        }
-        let queries = max_rows.checked_mul(group).ok_or(KernelError::Overflow { op: OP, what: "queries" })?;
-        narrow(OP, "queries", queries)?;
-        let largest = PlanShape {
-            num_rows: max_rows as u32,
-            split_tiles: narrow(OP, "tiles", limits.most_tiles(max_rows, SPLIT_QUERIES))?,
-            whole_tiles: narrow(OP, "tiles", limits.most_tiles(max_rows, WHOLE_QUERIES))?,
-            num_splits: num_splits as u32,
-        };
+        let largest = limits.largest_shape()?;
         let bytes = Array::carved_bytes(&limits.parts(largest));
         Ok(Self { limits, memory: Array::zeros(device, ElementType::U8, bytes)? })
     }
@@ -242,6 +231,25 @@ impl DevicePlan {
 }
 
 impl PlanLimits {
+    /// A shape that asks for as much work space as any.
+    ///
+    /// # Errors
+    /// If its sizes exceed 32 bits.
+    pub fn largest_shape(&self) -> Result<PlanShape, KernelError> {
+        let num_splits = self.most_splits();
+        if num_splits > MOST_SPLITS {
+            return Err(KernelError::OutOfRange { op: OP, what: "split", index: num_splits, len: MOST_SPLITS + 1 });
+        }
+        let queries = self.max_rows.checked_mul(self.group).ok_or(KernelError::Overflow { op: OP, what: "queries" })?;
+        narrow(OP, "queries", queries)?;
+        Ok(PlanShape {
+            num_rows: self.max_rows as u32,
+            split_tiles: narrow(OP, "tiles", self.most_tiles(self.max_rows, SPLIT_QUERIES))?,
+            whole_tiles: narrow(OP, "tiles", self.most_tiles(self.max_rows, WHOLE_QUERIES))?,
+            num_splits: num_splits as u32,
+        })
+    }
+
     /// Tiles of `queries` queries that `num_rows` rows need at most: when each has a table of its own.
     fn most_tiles(&self, num_rows: usize, queries: usize) -> usize {
         num_rows.saturating_mul(self.group.div_ceil(queries))

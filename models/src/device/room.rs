@@ -1,0 +1,187 @@
+//! Everything that a pass needs beside the weights. Allocated once, before the first pass; nothing later.
+
+use std::sync::Arc;
+
+use kernels::{
+    KernelError,
+    device::{Array, Device, DevicePlan, ElementType, PlanLimits, ScoreBatch, ScoreSizes, attention_records, padded},
+};
+
+use super::layer::Sizes;
+use crate::{BackboneSpec, Capacity, KvCache, ModelConfig, ModelError, kv::DeviceKv, layers::rope_values};
+
+const MIB: u64 = 1 << 20;
+/// Rows whose logits are there at a time. More are scored in turns, so that a canvas of thousands of rows does not
+/// need gigabytes of logits.
+pub(super) const MOST_SCORED: usize = 256;
+
+/// Likeliest tokens of a row that can be asked for.
+const MOST_TOP: usize = 64;
+
+/// Work space of passes of one model.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) capacity: Capacity,
+    pub(super) plan: DevicePlan,
+    /// u32, `[rows]`
+    pub(super) tokens: Array,
+    /// u32, `[rows]`: the rows that are scored, in order.
+    pub(super) scored: Array,
+    /// Cosines and sines of the rotation, f32, `[positions, rotary / 2]`.
+    pub(super) rotary: [Array; 2],
+    /// f32, `[rows, hidden]`
+    pub(super) residual: Array,
+    /// `[rows, padded hidden]`
+    pub(super) normed: Array,
+    /// f32, the partial sums of the matrix product that was the last.
+    pub(super) sums: Array,
+    /// `[rows, heads, head_dim]`
+    pub(super) q: Array,
+    /// `[rows, padded heads * head_dim]`
+    pub(super) mixed: Array,
+    /// `[rows, padded inner]`
+    pub(super) inner: Array,
+    /// `[rows, padded hidden]`: the scored rows, normalised for the head.
+    pub(super) last: Array,
+    /// f32, `[scored at a time, vocab]`
+    pub(super) logits: Array,
+    /// f32: what the splits of attention leave for each other.
+    pub(super) records: Array,
+    pub(super) score: ScoreBatch,
+}
+
+/// Sizes that depend on the model, for a capacity.
+struct Needs {
+    limits: PlanLimits,
+    score: ScoreSizes,
+    arrays: Vec<(ElementType, usize)>,
+    cache_bytes: usize,
+}
+
+impl Room {
+    /// Reserves the cache and the room, or refuses with the sizes of everything.
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        (spec, config, sizes): (&BackboneSpec, &ModelConfig, &Sizes),
+        capacity: Capacity,
+    ) -> Result<(Self, KvCache), ModelError> {
+        let needs = Needs::of(spec, config, sizes, capacity)?;
+        let workspace = Array::carved_bytes(&needs.arrays);
+        let free = device.free_bytes()?;
+        let refusal = |more: usize| ModelError::DeviceMemory {
+            device: device.facts().name.clone(),
+            weights_mib: (spec.weight_bytes as u64).div_ceil(MIB),
+            cache_mib: (needs.cache_bytes as u64).div_ceil(MIB),
+            workspace_mib: (workspace.saturating_add(more) as u64).div_ceil(MIB),
+            available_mib: (free + spec.weight_bytes) as u64 / MIB,
+        };
+        if needs.cache_bytes.saturating_add(workspace) > free {
+            return Err(refusal(0));
+        }
+        // What is free may be in pieces, or be taken by someone else meanwhile.
+        Self::allocate(device, (spec, config, sizes), capacity, &needs).map_err(|error| match error {
+            ModelError::Kernel(KernelError::DeviceMemory { needed, .. }) => refusal(needed),
+            other => other,
+        })
+    }
+
+    fn allocate(
+        device: &Arc<dyn Device>,
+        (spec, config, sizes): (&BackboneSpec, &ModelConfig, &Sizes),
+        capacity: Capacity,
+        needs: &Needs,
+    ) -> Result<(Self, KvCache), ModelError> {
+        let memory = Array::new(device, ElementType::U8, Array::carved_bytes(&needs.arrays))?;
+        let parts = memory.carve(&needs.arrays)?;
+        let Ok([tokens, scored, cos, sin, residual, normed, sums, q, mixed, inner, last, logits, records]) =
+            <[Array; 13]>::try_from(parts)
+        else {
+            unreachable!("as many arrays are cut as `Needs` lists")
+        };
+        let [cosines, sines] = rope_values(config, needs.limits.max_positions);
+        cos.write(0, &cosines)?;
+        sin.write(0, &sines)?;
+        let plan = DevicePlan::new(device, needs.limits)?;
+        let score = ScoreBatch::new(device, needs.score)?;
+        let rotary = [cos, sin];
+        let cache = cache(device, spec, sizes, capacity)?;
+        let room = Self {
+            capacity,
+            plan,
+            tokens,
+            scored,
+            rotary,
+            residual,
+            normed,
+            sums,
+            q,
+            mixed,
+            inner,
+            last,
+            logits,
+            records,
+            score,
+        };
+        Ok((room, cache))
+    }
+
+    /// Rows whose logits are there at a time.
+    pub(super) fn most_scored(&self) -> usize {
+        self.capacity.max_rows.min(MOST_SCORED)
+    }
+}
+
+impl Needs {
+    fn of(spec: &BackboneSpec, config: &ModelConfig, sizes: &Sizes, capacity: Capacity) -> Result<Self, ModelError> {
+        let Capacity { max_rows: rows, max_tables, num_pages, page_len } = capacity;
+        let (hidden, half) = (config.hidden_size, config.rotary_dims / 2);
+        let max_positions = spec.context_len.min(num_pages.saturating_mul(page_len));
+        let pages_of_table = max_positions.div_ceil(page_len);
+        let limits = PlanLimits {
+            max_rows: rows,
+            max_pages: max_tables.saturating_mul(pages_of_table),
+            max_positions,
+            num_pages,
+            page_len,
+            group: sizes.heads.num_heads / sizes.heads.num_kv_heads,
+        };
+        let records = attention_records(limits.largest_shape()?, sizes.heads);
+        let most_scored = rows.min(MOST_SCORED);
+        let of = |width: usize| rows.saturating_mul(width);
+        let element = sizes.precision;
+        let attention_dim = sizes.heads.num_heads * sizes.heads.head_dim;
+        let arrays = vec![
+            (ElementType::U32, rows),
+            (ElementType::U32, rows),
+            (ElementType::F32, max_positions.saturating_mul(half)),
+            (ElementType::F32, max_positions.saturating_mul(half)),
+            (ElementType::F32, of(hidden)),
+            (element, of(padded(hidden))),
+            (ElementType::F32, of(sizes.widest_sums)),
+            (element, of(attention_dim)),
+            (element, of(padded(attention_dim))),
+            (element, of(padded(config.intermediate_size))),
+            (element, of(padded(hidden))),
+            (ElementType::F32, most_scored.saturating_mul(spec.vocab_size)),
+            (ElementType::F32, records),
+        ];
+        let score = ScoreSizes { max_rows: most_scored, vocab: spec.vocab_size, max_top: MOST_TOP };
+        Ok(Self { limits, score, arrays, cache_bytes: capacity.kv_bytes(spec.kv) })
+    }
+}
+
+fn cache(
+    device: &Arc<dyn Device>,
+    spec: &BackboneSpec,
+    sizes: &Sizes,
+    Capacity { num_pages, page_len, .. }: Capacity,
+) -> Result<KvCache, ModelError> {
+    let layout = spec.kv;
+    let len = num_pages * page_len * layout.num_kv_heads * layout.head_dim;
+    // Nobody reads a position before it was written.
+    let pages = || Array::new(device, sizes.precision, len);
+    let layers = (0..layout.num_layers)
+        .map(|_| Ok(DeviceKv { keys: pages()?, values: pages()? }))
+        .collect::<Result<Vec<_>, KernelError>>()?;
+    Ok(KvCache::on_device(layout, num_pages, page_len, layers))
+}
