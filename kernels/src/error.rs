@@ -173,6 +173,16 @@ pub enum KernelError {
         /// The type given.
         got: ElementType,
     },
+    /// An array that starts where the kernels cannot load whole vectors.
+    #[error("{op}: `{what}` must start at a multiple of 16 bytes, got {address:#x}")]
+    Misaligned {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Where it starts.
+        address: u64,
+    },
     /// A type of elements that an op has no kernel for.
     #[error("{op}: there is no kernel for `{what}` of {got}; supported are {supported}")]
     NoKernelFor {

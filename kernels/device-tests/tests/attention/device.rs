@@ -110,6 +110,8 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(refused(Attention { q: &work, ..good }), KernelError::NoKernelFor { what: "q", .. }));
     let short = loaded.values.slice(0..loaded.values.len() - 1).unwrap();
     assert!(matches!(refused(Attention { values: &short, ..good }), KernelError::Length { what: "values", .. }));
+    let shifted = loaded.output.slice(1..loaded.output.len()).unwrap();
+    assert!(matches!(refused(Attention { output: &shifted, ..good }), KernelError::Misaligned { what: "output", .. }));
     let short = loaded.output.slice(0..2 * 128 - 1).unwrap();
     assert!(matches!(refused(Attention { output: &short, ..good }), KernelError::Length { what: "output", .. }));
     let short = work.slice(0..work.len() - 1).unwrap();
