@@ -209,6 +209,9 @@ pub enum KernelError {
     /// Recorded work of another device.
     #[error("the work was recorded by another device")]
     ForeignRecording,
+    /// A step of a plan for arrays that were made for other limits.
+    #[error("the step was cut for other limits than those of the device plan")]
+    ForeignStep,
     /// The driver of a device refused.
     #[error("CUDA could not {call}: error {code}")]
     Driver {
