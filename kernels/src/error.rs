@@ -203,6 +203,16 @@ pub enum KernelError {
         /// The op.
         op: &'static str,
     },
+    /// An array that starts where the kernels cannot load whole vectors.
+    #[error("{op}: `{what}` must start at a multiple of 16 bytes, got {address:#x}")]
+    Misaligned {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Where it starts.
+        address: u64,
+    },
     /// A type of elements that an op has no kernel for.
     #[error("{op}: there is no kernel for `{what}` of {got}; supported are {supported}")]
     NoKernelFor {
@@ -229,6 +239,9 @@ pub enum KernelError {
     /// Recorded work of another device.
     #[error("the work was recorded by another device")]
     ForeignRecording,
+    /// A step of a plan for arrays that were made for other limits.
+    #[error("the step was cut for other limits than those of the device plan")]
+    ForeignStep,
     /// The driver of a device refused.
     #[error("CUDA could not {call}: error {code}")]
     Driver {

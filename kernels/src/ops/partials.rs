@@ -51,9 +51,9 @@ impl PartialSums {
         let overflow = || KernelError::Overflow { op, what: "sums" };
         let stride = rows.checked_mul(width).ok_or_else(overflow)?;
         let len = stride.checked_mul(self.num_splits).ok_or_else(overflow)?;
-        self.sums.expect("sums", ElementType::F32, len)?;
+        check_array(op, "sums", &self.sums, (ElementType::F32, len))?;
         if let Some(bias) = &self.bias {
-            bias.expect("bias", ElementType::F32, width)?;
+            check_array(op, "bias", bias, (ElementType::F32, width))?;
         }
         Ok(PartialParams {
             sums: self.sums.address(),
@@ -87,6 +87,20 @@ pub(crate) fn check_half(op: &'static str, what: &'static str, array: &Array) ->
         return Ok(());
     }
     Err(KernelError::NoKernelFor { op, what, got: array.element().to_string(), supported: "f16, bf16" })
+}
+
+/// Refuses an array of another type, with fewer elements than `len`, or that does not start at a whole vector.
+pub(crate) fn check_array(
+    op: &'static str,
+    what: &'static str,
+    array: &Array,
+    (element, len): (ElementType, usize),
+) -> Result<(), KernelError> {
+    array.expect(what, element, len)?;
+    if !array.address().is_multiple_of(16) {
+        return Err(KernelError::Misaligned { op, what, address: array.address() });
+    }
+    Ok(())
 }
 
 /// A size that the kernels keep in 32 bits.

@@ -89,6 +89,9 @@ fn what_does_not_fit_is_refused() {
     let case = Case::causal((shape(4, 2, 32), ElementType::BF16), 300, 2);
     let loaded = Loaded::new(&case, &device, 2);
     let shape_of_step = loaded.plan.step(&case.plan, 2).unwrap().shape();
+    let other = Loaded::new(&case, &device, 3);
+    let foreign = other.plan.step(&case.plan, 2).unwrap();
+    assert!(matches!(loaded.plan.write(&foreign), Err(KernelError::ForeignStep)));
     let work = loaded.work(&case, shape_of_step);
     let good = loaded.call(&case, &work, shape_of_step);
     assert_eq!(attention(&good).unwrap().len(), 2);
@@ -110,6 +113,8 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(refused(Attention { q: &work, ..good }), KernelError::NoKernelFor { what: "q", .. }));
     let short = loaded.values.slice(0..loaded.values.len() - 1).unwrap();
     assert!(matches!(refused(Attention { values: &short, ..good }), KernelError::Length { what: "values", .. }));
+    let shifted = loaded.output.slice(1..loaded.output.len()).unwrap();
+    assert!(matches!(refused(Attention { output: &shifted, ..good }), KernelError::Misaligned { what: "output", .. }));
     let short = loaded.output.slice(0..2 * 128 - 1).unwrap();
     assert!(matches!(refused(Attention { output: &short, ..good }), KernelError::Length { what: "output", .. }));
     let short = work.slice(0..work.len() - 1).unwrap();

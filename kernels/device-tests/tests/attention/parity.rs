@@ -7,7 +7,7 @@ use crate::{
     common::{HALVES, Random, plan, row, skipped},
 };
 
-const LENS: [usize; 11] = [1, 15, 63, 64, 65, 128, 255, 256, 257, 320, 600];
+const LENS: [usize; 12] = [1, 15, 63, 64, 65, 128, 255, 256, 257, 320, 600, 4000];
 
 #[test]
 fn one_row_matches_at_every_length() {

@@ -133,6 +133,9 @@ fn what_does_not_fit_is_refused() {
     let refused = |call: AddNorm<'_>| add_norm(&call).unwrap_err();
     let error = refused(AddNorm { partials: Some(&sums), ..good });
     assert!(matches!(error, KernelError::Length { what: "sums", expected: 32, got: 31, .. }), "{error}");
+    let shifted = f32s(18).slice(1..18).unwrap();
+    let error = refused(AddNorm { residual: &shifted, ..good });
+    assert!(matches!(error, KernelError::Misaligned { what: "residual", .. }), "{error}");
     assert!(matches!(refused(AddNorm { rows: 3, ..good }), KernelError::Length { what: "residual", .. }));
     assert!(matches!(refused(AddNorm { hidden: 6, ..good }), KernelError::NoKernelFor { what: "hidden", .. }));
     assert!(matches!(refused(AddNorm { output: &weight, ..good }), KernelError::NoKernelFor { what: "output", .. }));

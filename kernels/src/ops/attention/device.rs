@@ -18,7 +18,7 @@ use super::{
 use crate::{
     KernelError,
     device::{Array, DevicePlan, ElementType, Launch, Params, PlanShape},
-    ops::partials::{check_half, narrow, padded},
+    ops::partials::{check_array, check_half, narrow, padded},
 };
 
 const OP: &str = "attention on the device";
@@ -116,9 +116,9 @@ pub fn attention(call: &Attention<'_>) -> Result<Vec<Launch>, KernelError> {
         ("values", values, lens.cache),
         ("output", output, output_len),
     ] {
-        array.expect(what, element, len)?;
+        check_array(OP, what, array, (element, len))?;
     }
-    records.expect("records", ElementType::F32, attention_records(shape, heads))?;
+    check_array(OP, "records", records, (ElementType::F32, attention_records(shape, heads)))?;
     let params = AttentionParams {
         plan: plan.params(shape)?,
         q: q.address(),

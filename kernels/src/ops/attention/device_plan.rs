@@ -190,8 +190,7 @@ impl DevicePlan {
     /// If the step was cut for other limits, or the driver refuses.
     pub fn write(&self, step: &PlanStep) -> Result<(), KernelError> {
         if step.limits != self.limits {
-            let (expected, got) = (self.limits.max_rows, step.limits.max_rows);
-            return Err(KernelError::Length { op: OP, what: "rows of a step of other limits", expected, got });
+            return Err(KernelError::ForeignStep);
         }
         let parts = self.limits.parts(step.shape);
         let contents: [&[u8]; 5] = [

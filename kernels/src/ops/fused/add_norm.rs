@@ -3,7 +3,7 @@
 use crate::{
     KernelError,
     device::{Array, ElementType, Launch, Params, PartialSums},
-    ops::partials::{PartialParams, check_half, check_width, narrow, padded},
+    ops::partials::{PartialParams, check_array, check_half, check_width, narrow, padded},
 };
 
 const OP: &str = "add_norm";
@@ -62,11 +62,12 @@ pub fn add_norm(call: &AddNorm<'_>) -> Result<Launch, KernelError> {
     check_width(OP, "hidden", hidden)?;
     check_half(OP, "output", output)?;
     let overflow = || KernelError::Overflow { op: OP, what: "residual" };
-    residual.expect("residual", ElementType::F32, rows.checked_mul(hidden).ok_or_else(overflow)?)?;
-    weight.expect("weight", ElementType::F32, hidden)?;
+    let residual_len = rows.checked_mul(hidden).ok_or_else(overflow)?;
+    check_array(OP, "residual", residual, (ElementType::F32, residual_len))?;
+    check_array(OP, "weight", weight, (ElementType::F32, hidden))?;
     let num_outputs = selected.map_or(rows, |(_, count)| count);
     let output_len = num_outputs.checked_mul(padded(hidden)).ok_or_else(overflow)?;
-    output.expect("output", output.element(), output_len)?;
+    check_array(OP, "output", output, (output.element(), output_len))?;
     if let Some((index, count)) = selected {
         index.expect("selected", ElementType::U32, count)?;
     }

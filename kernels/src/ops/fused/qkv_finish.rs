@@ -8,7 +8,7 @@ use crate::{
             device_plan::{PlanParams, check_heads},
             reference::HeadShape,
         },
-        partials::{PartialParams, check_half, narrow},
+        partials::{PartialParams, check_array, check_half, narrow},
     },
 };
 
@@ -104,7 +104,7 @@ pub fn qkv_finish(call: &QkvFinish<'_>) -> Result<Launch, KernelError> {
     }
     let lens = check_heads(OP, plan, shape, heads)?;
     for (what, array, len) in [("q", q, lens.queries), ("keys", keys, lens.cache), ("values", values, lens.cache)] {
-        array.expect(what, q.element(), len)?;
+        check_array(OP, what, array, (q.element(), len))?;
     }
     if let Some(HeadNorm { q_weight, k_weight, .. }) = norm {
         q_weight.expect("q_weight", ElementType::F32, head_dim)?;

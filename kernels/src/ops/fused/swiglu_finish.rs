@@ -3,7 +3,7 @@
 use crate::{
     KernelError,
     device::{Array, Launch, Params, PartialSums},
-    ops::partials::{PartialParams, check_half, check_width, narrow, padded},
+    ops::partials::{PartialParams, check_array, check_half, check_width, narrow, padded},
 };
 
 const OP: &str = "swiglu_finish";
@@ -49,7 +49,8 @@ pub fn swiglu_finish(call: &SwigluFinish<'_>) -> Result<Launch, KernelError> {
     check_width(OP, "ffn", ffn)?;
     check_half(OP, "output", output)?;
     let overflow = || KernelError::Overflow { op: OP, what: "output" };
-    output.expect("output", output.element(), rows.checked_mul(padded(ffn)).ok_or_else(overflow)?)?;
+    let output_len = rows.checked_mul(padded(ffn)).ok_or_else(overflow)?;
+    check_array(OP, "output", output, (output.element(), output_len))?;
     let params = SwigluFinishParams {
         partials: partials.params(OP, rows, ffn.checked_mul(2).ok_or_else(overflow)?)?,
         output: output.address(),
