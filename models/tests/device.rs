@@ -7,8 +7,8 @@ use std::{path::Path, sync::Arc};
 use device_tests::{HostDevice, Order};
 use kernels::device::{Device, ScoreAdjustments, ScoreConfidence, ScoreConfidenceKind, ScoreQuery};
 use models::{
-    AttentionKind, Backbone, Capacity, ForwardBatch, KvCache, LoadOptions, LoadedModel, Logits, ModelError, ModelSource,
-    PageId, Precision, Quantize, Segment, TokenId, Visibility,
+    AttentionKind, Backbone, Capacity, ForwardBatch, KvCache, LoadOptions, LoadedModel, Logits, ModelError,
+    ModelSource, PageId, Precision, Quantize, Segment, TokenId, Visibility,
     source::{load, load_on},
 };
 

@@ -36,10 +36,14 @@ impl HostDevice {
         Self::with_capability(total_bytes, order, (9, 0))
     }
 
-    /// The same with another compute capability, for what the host decides by it. The kernels are the same.
+    /// The same with another compute capability, for what the host decides by it.
     pub fn with_capability(total_bytes: usize, order: Order, capability: (u32, u32)) -> Arc<Self> {
         let (name, uuid) = ("host".into(), "host".into());
-        let facts = DeviceFacts { name, uuid, capability, num_multiprocessors: 132, total_bytes };
+        Self::with_facts(DeviceFacts { name, uuid, capability, num_multiprocessors: 132, total_bytes }, order)
+    }
+
+    /// A device that says of itself what it is told. The kernels are the same.
+    pub fn with_facts(facts: DeviceFacts, order: Order) -> Arc<Self> {
         Arc::new(Self { facts, order, held_bytes: Arc::default(), num_launches: AtomicUsize::new(0) })
     }
 

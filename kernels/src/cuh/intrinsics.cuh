@@ -59,6 +59,17 @@ inline __device__ uint32_t subtract_halves(uint32_t a, uint32_t b) {
 #endif
 }
 
+/// `a * b + c` of pairs of fp16, for results that fp16 holds: others the host rounds twice, a device once.
+inline __device__ uint32_t multiply_add_halves(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDACC__
+    uint32_t to;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(to) : "r"(a), "r"(b), "r"(c));
+    return to;
+#else
+    return pack_half(low_half(a) * low_half(b) + low_half(c), high_half(a) * high_half(b) + high_half(c));
+#endif
+}
+
 /// `value` rounded to bf16, to the nearest, ties to even; NaN stays NaN.
 inline __device__ uint16_t to_bfloat(float value) {
 #ifdef __CUDACC__
@@ -143,8 +154,10 @@ inline __device__ void copy_async(void* shared, const void* global, bool wanted)
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(wanted ? 16 : 0) : "memory");
-#else
+#elif defined(__CUDACC__)
     *static_cast<uint4*>(shared) = wanted ? *static_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
+#else
+    shim::copy_async(shared, global, wanted);
 #endif
 }
 
@@ -152,6 +165,8 @@ inline __device__ void copy_async(void* shared, const void* global, bool wanted)
 inline __device__ void commit_copies() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#elif !defined(__CUDACC__)
+    shim::commit_copies();
 #endif
 }
 
@@ -160,6 +175,8 @@ template <int pending>
 inline __device__ void wait_copies() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#elif !defined(__CUDACC__)
+    shim::wait_copies(pending);
 #endif
 }
 

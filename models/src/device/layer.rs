@@ -26,8 +26,6 @@ pub(super) struct Sizes {
     pub(super) scale: f32,
     /// The 16-bit type of everything that is multiplied.
     pub(super) precision: ElementType,
-    /// Most partial sums that a row has between two launches.
-    pub(super) widest_sums: usize,
 }
 
 impl Sizes {
@@ -42,7 +40,6 @@ impl Sizes {
             norm_eps: config.norm_eps as f32,
             scale: 1.0 / (config.head_dim as f32).sqrt(),
             precision,
-            widest_sums: 0,
         }
     }
 }
@@ -81,9 +78,10 @@ impl Linear {
         }))
     }
 
-    /// Partial sums of a row.
-    pub(super) fn sums_of_row(&self, facts: &DeviceFacts) -> usize {
-        self.0.num_splits(facts) * self.0.out_features()
+    /// Most partial sums of passes of up to `max_rows` rows.
+    pub(super) fn most_sums(&self, facts: &DeviceFacts, max_rows: usize) -> usize {
+        let sums = |rows: usize| self.0.num_sums(facts, rows) * rows * self.0.out_features();
+        (1..=max_rows).map(sums).max().unwrap_or(0)
     }
 
     pub(super) fn num_params(&self) -> usize {
@@ -101,7 +99,7 @@ impl Linear {
         launches: &mut Vec<Launch>,
     ) -> Result<PartialSums, ModelError> {
         launches.extend(matmul(&self.0, xs, sums, rows)?);
-        let num_splits = self.0.num_splits(sums.device().facts());
+        let num_splits = self.0.num_sums(sums.device().facts(), rows);
         Ok(PartialSums { sums: sums.clone(), num_splits, bias: self.0.bias().cloned() })
     }
 }

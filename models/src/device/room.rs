@@ -59,13 +59,14 @@ struct Needs {
 }
 
 impl Room {
-    /// Reserves the cache and the room, or refuses with the sizes of everything.
+    /// Reserves the cache and the room, or refuses with the sizes of everything. `most_sums` is the number of partial sums
+    /// that a matrix product leaves at most.
     pub(super) fn new(
         device: &Arc<dyn Device>,
         (spec, config, sizes): (&BackboneSpec, &ModelConfig, &Sizes),
-        capacity: Capacity,
+        (capacity, most_sums): (Capacity, usize),
     ) -> Result<(Self, KvCache), ModelError> {
-        let needs = Needs::of(spec, config, sizes, capacity)?;
+        let needs = Needs::of(spec, config, sizes, (capacity, most_sums))?;
         let workspace = Array::carved_bytes(&needs.arrays);
         let free = device.free_bytes()?;
         let refusal = |more: usize| ModelError::DeviceMemory {
@@ -157,7 +158,7 @@ impl Needs {
             (ElementType::F32, max_positions.saturating_mul(half)),
             (ElementType::F32, of(hidden)),
             (element, of(padded(hidden))),
-            (ElementType::F32, of(sizes.widest_sums)),
+            (ElementType::F32, most_sums),
             (element, of(attention_dim)),
             (element, of(padded(attention_dim))),
             (element, of(padded(config.intermediate_size))),

@@ -76,7 +76,7 @@ impl DeviceTransformer {
         }
         let device = Arc::clone(source.device());
         let (hidden, names) = (config.hidden_size, config.names);
-        let mut sizes = Sizes::new(config, source.precision().element());
+        let sizes = Sizes::new(config, source.precision().element());
         let embedding = source.weight(names.embedding, config.vocab_size, hidden)?;
         let layers = (0..config.num_layers).map(|index| Layer::load(source, index, config));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
@@ -86,7 +86,6 @@ impl DeviceTransformer {
             false => source.weight(names.head, config.vocab_size, hidden)?,
         };
         let linears = || layers.iter().flat_map(Layer::linears);
-        sizes.widest_sums = linears().map(|linear| linear.sums_of_row(device.facts())).max().unwrap_or(0);
         let head_copies = usize::from(!config.tie_embeddings);
         let table = config.vocab_size * hidden;
         let num_params = (1 + head_copies) * table
@@ -241,7 +240,11 @@ impl Backbone for DeviceTransformer {
     }
 
     fn reserve(&mut self, capacity: Capacity) -> Result<KvCache, ModelError> {
-        let (room, cache) = Room::new(&self.device, (&self.spec, &self.config, &self.sizes), capacity)?;
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let most_sums =
+            linears.map(|linear| linear.most_sums(self.device.facts(), capacity.max_rows)).max().unwrap_or(0);
+        let model = (&self.spec, &self.config, &self.sizes);
+        let (room, cache) = Room::new(&self.device, model, (capacity, most_sums))?;
         self.room = Some(room);
         Ok(cache)
     }
