@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use models::{Backbone, ForwardBatch, KvCache, Logits, Segment};
+use models::{Backbone, ForwardBatch, KvCache, ModelError, Segment, SolverReport};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -22,8 +22,8 @@ use crate::{
     pages::PagePool,
     request::Request,
     scheduler::{Demand, RowBudget, allot},
-    score::{Scored, score},
-    sequence::{Ending, Job, Sequence, SequenceContext},
+    score::{Scored, queries, score, scores},
+    sequence::{Ending, Job, Scoring, Sequence, SequenceContext},
     settings::PAGE_LEN,
 };
 
@@ -240,7 +240,7 @@ impl Worker {
         let mut endings: Vec<(usize, Ending)> = Vec::new();
         let mut running = self.announce(&turns);
         match self.forward(&turns) {
-            Ok(logits) => self.judge(turns, &logits, &mut endings),
+            Ok(scored) => self.judge(turns, scored, &mut endings),
             Err(error) if turns.len() == 1 => endings.push((turns[0].index, Ending::Failed(error))),
             Err(_) => {
                 for turn in turns {
@@ -249,7 +249,7 @@ impl Worker {
                     drop(running.take());
                     running = self.announce(&alone);
                     match self.forward(&alone) {
-                        Ok(logits) => self.judge(alone, &logits, &mut endings),
+                        Ok(scored) => self.judge(alone, scored, &mut endings),
                         Err(error) => endings.push((alone[0].index, Ending::Failed(error))),
                     }
                 }
@@ -268,38 +268,38 @@ impl Worker {
         self.meter.begin(turns.iter().filter_map(|turn| self.running[turn.index].positions(&turn.plan, sees_all)))
     }
 
-    fn forward(&mut self, turns: &[Turn]) -> Result<Logits, RequestError> {
-        let segments = turns.iter().map(|Turn { index, plan, .. }| Segment {
+    /// One pass over all turns, and what its rows came to: one entry a turn.
+    fn forward(&mut self, turns: &[Turn]) -> Result<Vec<Result<Scored, RequestError>>, RequestError> {
+        let passes: Vec<Scoring<'_>> = turns.iter().map(|turn| self.running[turn.index].scoring(&turn.plan)).collect();
+        let segments = turns.iter().zip(&passes).map(|(Turn { index, plan, .. }, pass)| Segment {
             tokens: &plan.tokens,
             start: plan.start,
             visibility: plan.visibility,
-            scored: self.running[*index].scoring(plan).rows(),
+            scored: pass.rows(),
             pages: self.running[*index].lease.table().pages(),
         });
         let batch = ForwardBatch { segments: segments.collect() };
         self.metrics.forward_passes.inc();
         self.metrics.rows.inc_by(batch.num_rows() as u64);
-        let (backbone, kv) = (&mut self.backbone, &mut self.kv);
+        let (backbone, kv) = (self.backbone.as_mut(), &mut self.kv);
         // A fault inside a kernel must end this pass, not the thread that all requests depend on.
-        let result = catch_unwind(AssertUnwindSafe(|| backbone.forward(&batch, kv)));
-        let logits = match result {
-            Ok(result) => result.map_err(|error| RequestError::Forward(error.to_string()))?,
+        let result = catch_unwind(AssertUnwindSafe(|| run_pass(backbone, kv, &batch, &passes)));
+        let (scored, report) = match result {
+            Ok(result) => result?,
             Err(_) => return Err(RequestError::Forward("the model panicked; see the log".into())),
         };
-        if let (Some(metrics), Some(report)) = (&self.metrics.solver, logits.solver()) {
-            metrics.observe(report);
+        if let (Some(metrics), Some(report)) = (&self.metrics.solver, report) {
+            metrics.observe(&report);
         }
-        if logits.num_rows() == batch.num_scored() {
-            Ok(logits)
-        } else {
-            let (got, expected) = (logits.num_rows(), batch.num_scored());
-            Err(RequestError::Forward(format!("{got} rows of logits for {expected} scored rows")))
-        }
+        Ok(scored)
     }
 
-    fn judge(&mut self, turns: Vec<Turn>, logits: &Logits, endings: &mut Vec<(usize, Ending)>) {
-        let passes: Vec<_> = turns.iter().map(|turn| self.running[turn.index].scoring(&turn.plan)).collect();
-        let scored = score(&passes, logits, self.backbone.spec().alignment);
+    fn judge(
+        &mut self,
+        turns: Vec<Turn>,
+        scored: Vec<Result<Scored, RequestError>>,
+        endings: &mut Vec<(usize, Ending)>,
+    ) {
         let others = turns.len() - 1;
         for (Turn { index, row_cap, plan }, scored) in turns.into_iter().zip(scored) {
             let cost = PassCost::new(&self.cost, others, others as f64);
@@ -359,4 +359,41 @@ impl Worker {
             (0..*count).for_each(|_| acceptance.observe(f64::from(accepted)));
         }
     }
+}
+
+/// What each sequence's rows came to, and how the solvers of the pass fared.
+type PassResult = (Vec<Result<Scored, RequestError>>, Option<SolverReport>);
+
+/// Runs a pass and scores it: on the device of the model if that can, else on the host.
+fn run_pass(
+    backbone: &mut dyn Backbone,
+    kv: &mut KvCache,
+    batch: &ForwardBatch<'_>,
+    passes: &[Scoring<'_>],
+) -> Result<PassResult, RequestError> {
+    let alignment = backbone.spec().alignment;
+    let failed = |error: ModelError| RequestError::Forward(error.to_string());
+    let miscounted = |what: &str, got: usize| {
+        let expected = batch.num_scored();
+        Err(RequestError::Forward(format!("{got} {what} for {expected} scored rows")))
+    };
+    if let Some(scorer) = backbone.scorer() {
+        let mut asked = || passes.iter().flat_map(|pass| queries(pass, alignment)).collect();
+        let scored = scorer.forward_scored(batch, kv, &mut asked).map_err(failed)?;
+        if scored.rows.len() != batch.num_scored() {
+            return miscounted("scores", scored.rows.len());
+        }
+        let mut rest = &scored.rows[..];
+        let of_passes = passes.iter().map(|pass| {
+            let (own, others) = rest.split_at(pass.rows().len());
+            rest = others;
+            scores(pass, own)
+        });
+        return Ok((of_passes.collect(), scored.solver));
+    }
+    let logits = backbone.forward(batch, kv).map_err(failed)?;
+    if logits.num_rows() != batch.num_scored() {
+        return miscounted("rows of logits", logits.num_rows());
+    }
+    Ok((score(passes, &logits, alignment), logits.solver().cloned()))
 }

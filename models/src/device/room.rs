@@ -133,7 +133,12 @@ impl Room {
 }
 
 impl Needs {
-    fn of(spec: &BackboneSpec, config: &ModelConfig, sizes: &Sizes, capacity: Capacity) -> Result<Self, ModelError> {
+    fn of(
+        spec: &BackboneSpec,
+        config: &ModelConfig,
+        sizes: &Sizes,
+        (capacity, most_sums): (Capacity, usize),
+    ) -> Result<Self, ModelError> {
         let Capacity { max_rows: rows, max_tables, num_pages, page_len } = capacity;
         let (hidden, half) = (config.hidden_size, config.rotary_dims / 2);
         let max_positions = spec.context_len.min(num_pages.saturating_mul(page_len));
