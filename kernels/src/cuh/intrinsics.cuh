@@ -59,6 +59,17 @@ inline __device__ uint32_t subtract_halves(uint32_t a, uint32_t b) {
 #endif
 }
 
+/// `a * b + c` of pairs of fp16, for results that fp16 holds: others the host rounds twice, a device once.
+inline __device__ uint32_t multiply_add_halves(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDACC__
+    uint32_t to;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(to) : "r"(a), "r"(b), "r"(c));
+    return to;
+#else
+    return pack_half(low_half(a) * low_half(b) + low_half(c), high_half(a) * high_half(b) + high_half(c));
+#endif
+}
+
 /// `value` rounded to bf16, to the nearest, ties to even; NaN stays NaN.
 inline __device__ uint16_t to_bfloat(float value) {
 #ifdef __CUDACC__

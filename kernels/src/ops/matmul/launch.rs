@@ -137,16 +137,42 @@ impl DeviceFormat {
         let codes = self.stage_len() / self.slab_len() * TILE_OUTPUTS * 64;
         codes + self.record().map_or(0, |(_, bytes)| bytes * TILE_OUTPUTS) + rows * self.stage_len() * 2
     }
+
+    /// Bytes of what is prepared of a stage; `MatmulLayout::kPreparedBytes`.
+    fn prepared_bytes(self, rows: usize) -> usize {
+        let chunks = self.stage_len() / 32;
+        if self == Self::Q4_K { chunks * (TILE_OUTPUTS * 8 + rows * 4) } else { 0 }
+    }
 }
 
-/// The kernel for a number of rows: its index among the widths, and the stages of its ring.
-fn width(format: DeviceFormat, rows: usize, facts: &DeviceFacts) -> (usize, usize) {
-    // Turing copies at once, so that a second stage is all that helps, and has no room for those of 128 rows.
-    let is_async = facts.capability >= (8, 0);
-    let widest = if is_async { WIDTHS.len() - 1 } else { WIDTHS.len() - 2 };
-    let at = WIDTHS.iter().position(|width| *width >= rows).map_or(widest, |at| at.min(widest));
-    let ring = if is_async { (MOST_SHARED / format.stage_bytes(WIDTHS[at])).min(MOST_STAGES) } else { 2 };
-    (at, ring)
+/// The kernel of a format for a number of rows.
+struct Kernel {
+    name: &'static str,
+    /// Rows of a block.
+    width: usize,
+    threads: u32,
+    /// Stages that shared memory holds, and its bytes.
+    ring_len: usize,
+    shared_bytes: usize,
+}
+
+impl Kernel {
+    fn new(format: DeviceFormat, rows: usize, facts: &DeviceFacts) -> Self {
+        // Turing copies at once, so that a second stage is all that helps, and has no room for those of 128 rows.
+        let is_async = facts.capability >= (8, 0);
+        let widest = if is_async { WIDTHS.len() - 1 } else { WIDTHS.len() - 2 };
+        let at = WIDTHS.iter().position(|width| *width >= rows).map_or(widest, |at| at.min(widest));
+        let width = WIDTHS[at];
+        let (prepared, stage) = (format.prepared_bytes(width), format.stage_bytes(width));
+        let ring_len = if is_async { ((MOST_SHARED - prepared) / stage).min(MOST_STAGES) } else { 2 };
+        Self {
+            name: KERNEL_NAMES[format.index() * WIDTHS.len() + at],
+            width,
+            threads: if width > 64 || width <= 16 && format.coded().is_some() { 256 } else { 128 },
+            ring_len,
+            shared_bytes: prepared + ring_len * stage,
+        }
+    }
 }
 
 /// The launches of `xs W^T`.
@@ -190,8 +216,8 @@ fn product(
     (xs, out, rows): (&Array, &Array, usize),
     (out_features, splits): (usize, usize),
 ) -> Result<Launch, KernelError> {
-    let (at, ring_len) = width(format, rows, out.device().facts());
-    let num_row_tiles = rows.div_ceil(WIDTHS[at]);
+    let kernel = Kernel::new(format, rows, out.device().facts());
+    let num_row_tiles = rows.div_ceil(kernel.width);
     let mut params = MatmulParams {
         xs: xs.address(),
         out: out.address(),
@@ -201,7 +227,7 @@ fn product(
         num_parts: parts.len() as u32,
         num_stages: (padded(parts[0].0.in_features) / format.stage_len()) as u32,
         num_row_tiles: num_row_tiles as u32,
-        ring_len: ring_len as u32,
+        ring_len: kernel.ring_len as u32,
         ..bytemuck::Zeroable::zeroed()
     };
     let mut arrays = vec![xs, out];
@@ -221,10 +247,8 @@ fn product(
     }
     let blocks = num_tiles.checked_mul(num_row_tiles).filter(|blocks| i32::try_from(*blocks).is_ok());
     let blocks = blocks.ok_or(KernelError::Overflow { op: OP, what: "rows" })?;
-    let threads = if WIDTHS[at] > 64 { 256 } else { 128 };
-    let shared = ring_len * format.stage_bytes(WIDTHS[at]);
-    let config = ([blocks as u32, splits as u32], threads, shared as u32);
-    Ok(Launch::new(KERNEL_NAMES[format.index() * WIDTHS.len() + at], config, params, &arrays))
+    let config = ([blocks as u32, splits as u32], kernel.threads, kernel.shared_bytes as u32);
+    Ok(Launch::new(kernel.name, config, params, &arrays))
 }
 
 /// The launch that writes row `ids[i]` of `weight`, as f32, to row `i` of `out`, `[rows, in_features]`. `ids` is u32

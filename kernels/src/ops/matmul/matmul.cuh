@@ -1,31 +1,43 @@
 // Y = X W^T, bound by the bytes of W for few rows.
 //
 // One kernel in five widths: a block makes 128 outputs of 8, 16, 32, 64 or 128 rows over one split of k. Weights are the
-// `A` operand of the matrix step, so 8 rows are enough to fill it, and rows the `B` operand. A warp makes 32 outputs of up
-// to 64 rows; four warps stand side by side along the outputs and, with 128 rows, two along the rows.
+// `A` operand of the matrix step, so 8 rows are enough to fill it, and rows the `B` operand.
 //
 // *Order of sums.* An output is a sum over splits, which the next kernel adds; within a split over chunks of 32 k, two
 // matrix steps each, in ascending order. That is so in all widths, the splits depend on the weight alone, and the columns
 // of a matrix step do not see each other: a row has the same bits whatever rows it comes with.
 //
-// *Bytes in flight.* 4.8 TB/s over 132 multiprocessors are 36 bytes a nanosecond each, and a load takes most of a
-// microsecond when the memory is busy: some 30 KiB must be on the way at any time, better 48. Registers of few warps do
-// not hold that beside the sums of 64 rows. So copies go to a ring of stages in shared memory with `cp.async`, past the
+// *Bytes in flight.* An H200 has 4.8 TB/s for 132 multiprocessors, 36 bytes a nanosecond each, and a load takes most of a
+// microsecond when the memory is busy: some 30 KiB must be on the way at any time, better 48. The registers of a few warps
+// do not hold that beside the sums of 64 rows. So copies go to a ring of stages in shared memory with `cp.async`, past the
 // registers and the L1 cache. A stage holds 64 k of a dense weight (16 KiB), 64 of Q8_0 (8.5 KiB) or 128 of Q4_K (10 KiB),
-// with the same k of the rows; a block takes as many as fit into 99 KiB, what the smallest architecture with such copies
-// has, but at most eight. With one to 64 rows 64, 64, 48 and 48 KiB of a dense weight are on the way per block, of Q8_0
-// 60, 60, 51 and 42, of Q4_K 70, 60, 40 and 20. Two blocks fit on a multiprocessor of sm_90.
+// and the same k of the rows. A block takes as many stages as fit into 99 KiB, what the smallest architecture with such
+// copies has, but at most eight; all but one are on the way. In KiB of weights:
 //
-// *Traffic of the rows.* Each block reads its rows itself, from the L2 cache: rows / 128 times the bytes of a dense
-// weight, a quarter with 32 rows. From shared memory a warp reads 64 bytes of each of its 32 outputs and of each row per
-// chunk of a dense weight; with the copies that fill it that is 32 + 4 rows bytes read and 64 written for 64 of 32
-// outputs... see `MatmulLayout`. At 21 bytes of weights a clock and multiprocessor the sum is 64 bytes a clock with 32 rows
-// and 85 with 64, of the 128 that shared memory gives.
+//     rows      8    16    32    64   128
+//     dense    64    64    48    48    32
+//     Q8_0     60    60    51    42    26
+//     Q4_K     60    50    40    20    10
 //
-// *Scales.* The codes of a group of 32 k are whole numbers in fp16, exact, as are their products with the activations in
-// f32; a chunk is summed from zero and then added with the scale of its group in f32. The minima of Q4_K ask for the sum
-// of the activations of a group, which two matrix steps with ones make in the very registers that need it; each warp does
-// it for itself. With 64 rows Q4_K is bound by the matrix units.
+// Two blocks of up to 64 rows fit on a multiprocessor of sm_90. Dense weights are split for one, quantised ones for two.
+//
+// *Waves.* A weight of 4096 x 4096 has 32 tiles of outputs: 4 splits make 128 blocks, one for 97 % of the multiprocessors.
+// 12288 x 4096 has 96, and 4 splits make 2.9 blocks for each; 128k x 4096 has 1002, 7.6 for each, without splits. A split
+// costs 8 bytes for each row and output, to be written and read, mostly in the L2 cache: `DeviceLinear::num_splits` weighs
+// that against multiprocessors that idle in the last wave.
+//
+// *Traffic of the rows.* Each block reads its rows itself, from the L2 cache: rows / 128 times the bytes of a dense weight,
+// a quarter with 32 rows. From shared memory a warp reads, for each chunk, its outputs and all its rows, 64 bytes each. So
+// four warps of 32 outputs read 8 KiB of a dense weight and 8 KiB of 32 rows, and the copies wrote 8 + 2 KiB. The memory
+// needs 380 clocks for the 8 KiB of weights: 68 bytes a clock of the 128 that shared memory has, 105 with 64 rows.
+// With 128 rows eight warps stand in two columns, and a warp reads 6 KiB for 32 matrix steps of 32 outputs and 64 rows.
+//
+// *Quantised weights.* Codes are whole numbers in fp16, exact, and so are their products with the activations in f32; a
+// chunk, which is a group of the format, is summed from zero and then added with its scale in f32. The minima of Q4_K ask
+// for the sum of the activations of a group, which two matrix steps with ones make. Q4_K is bound by instructions rather
+// than by memory: the memory needs 108 clocks for a chunk of 128 outputs. Hence factors and sums of activations are
+// prepared once in a block, not by every warp; and up to 16 rows eight warps of 16 outputs work instead of four, two for
+// each scheduler. With 32 rows the two multiply-adds of each output and row alone take 64 clocks, with 64 rows 128.
 #pragma once
 
 #include "params.cuh"
@@ -33,12 +45,13 @@
 
 constexpr int kMostShared = 99 * 1024;
 constexpr int kMostStages = 8;
-constexpr int kOutputWarps = 4;
 
-/// Sizes of a block. `kTiles` tiles of 8 rows for each of `kColumns` warps.
+/// Sizes of a block. `kTiles` tiles of 8 rows for each of `kColumns` columns of warps.
 template <class Format, int kTiles, int kColumns>
 struct MatmulLayout {
     static constexpr int kRows = 8 * kTiles * kColumns;
+    /// Warps that stand side by side along the outputs.
+    static constexpr int kOutputWarps = Format::kCoded && kTiles <= 2 ? 8 : 4;
     static constexpr int kThreads = kLanes * kOutputWarps * kColumns;
     /// k of a stage, and its bytes: weights, scales, rows.
     static constexpr int kStageK = kStageChunks<Format> * kChunk;
@@ -46,7 +59,11 @@ struct MatmulLayout {
     static constexpr int kScaleBytes = Format::kRecord * kTileOutputs;
     static constexpr int kRowBytes = kRows * kStageK * 2;
     static constexpr int kStageBytes = kCodeBytes + kScaleBytes + kRowBytes;
-    static constexpr int kFitting = kMostShared / kStageBytes;
+    /// What is prepared of the stage at hand: factors [chunk, output] and sums of activations [chunk, row].
+    static constexpr int kFactorBytes = Format::kHasMinima ? kStageChunks<Format> * kTileOutputs * 8 : 0;
+    static constexpr int kTotalBytes = Format::kHasMinima ? kStageChunks<Format> * kRows * 4 : 0;
+    static constexpr int kPreparedBytes = kFactorBytes + kTotalBytes;
+    static constexpr int kFitting = (kMostShared - kPreparedBytes) / kStageBytes;
     static constexpr int kRing = kFitting < kMostStages ? kFitting : kMostStages;
     static_assert(kRing >= 2 && kStageBytes % 16 == 0, "a stage is copied while another is read");
 };
@@ -54,6 +71,7 @@ struct MatmulLayout {
 template <class Format, int kTiles, int kColumns>
 class Matmul {
     using Layout = MatmulLayout<Format, kTiles, kColumns>;
+    static constexpr int kOutputWarps = Layout::kOutputWarps;
     static constexpr int kOutputTiles = kTileOutputs / kOutputWarps / 16;
 
 public:
@@ -89,7 +107,11 @@ public:
             __syncthreads();
             if (stage + ahead < end) copy(stage + ahead, into);
             commit_copies();
-            multiply(sums, stage, from);
+            if constexpr (Format::kHasMinima) {
+                prepare(stage, from);
+                __syncthreads();
+            }
+            multiply(sums, from);
             into = into + 1 == params_.ring_len ? 0 : into + 1;
             from = from + 1 == params_.ring_len ? 0 : from + 1;
         }
@@ -101,7 +123,7 @@ private:
     /// Starts the copies of a stage into place `slot` of the ring. What is past the last row or output becomes zero, and
     /// is not read.
     inline __device__ void copy(uint32_t stage, uint32_t slot) const {
-        unsigned char* to = shared_memory() + slot * Layout::kStageBytes;
+        unsigned char* to = place(slot);
         const unsigned char* codes = codes_ + uint64_t(stage) * Layout::kCodeBytes;
 #pragma unroll
         for (int first = 0; first < Layout::kCodeBytes / 16; first += Layout::kThreads) {
@@ -131,17 +153,45 @@ private:
         return (chunk * Layout::kRows + (row ^ (chunk & 1u))) * 64 + quad * 16;
     }
 
-    /// Adds the products of a stage.
-    inline __device__ void multiply(float (&sums)[kOutputTiles][kTiles][4], uint32_t stage, uint32_t slot) const {
-        const unsigned char* codes = shared_memory() + slot * Layout::kStageBytes;
-        const unsigned char* scales = codes + Layout::kCodeBytes;
+    /// Where a place of the ring starts; what is prepared lies before the ring.
+    static inline __device__ unsigned char* place(uint32_t slot) {
+        return shared_memory() + Layout::kPreparedBytes + slot * Layout::kStageBytes;
+    }
+
+    static inline __device__ Factor* factors() { return reinterpret_cast<Factor*>(shared_memory()); }
+    static inline __device__ float* totals() { return reinterpret_cast<float*>(shared_memory() + Layout::kFactorBytes); }
+
+    /// Unpacks the factors of a stage and sums its activations by row and chunk.
+    inline __device__ void prepare(uint32_t stage, uint32_t slot) const {
+        const unsigned char* scales = place(slot) + Layout::kCodeBytes;
         const unsigned char* rows = scales + Layout::kScaleBytes;
-        const uint32_t output = threadIdx.x / kLanes % kOutputWarps * (16 * kOutputTiles) + group();
-        typename Format::Record records[kOutputTiles][2];
+        const uint32_t output = threadIdx.x % kTileOutputs;
+        const auto record = Format::load_record(scales + output * Format::kRecord);
+        const int first_group = stage % Format::kRecordStages * kStageChunks<Format>;
 #pragma unroll
-        for (int i = 0; i < 2 * kOutputTiles; ++i) {
-            records[i / 2][i % 2] = Format::load_record(scales + (output + 8 * i) * Format::kRecord);
+        for (int first = 0; first < kStageChunks<Format>; first += Layout::kThreads / kTileOutputs) {
+            const int chunk = first + int(threadIdx.x / kTileOutputs);
+            factors()[chunk * kTileOutputs + output] = Format::factor(record, first_group + chunk);
         }
+        for (uint32_t at = threadIdx.x / kLanes; at < Layout::kRows / 8 * kStageChunks<Format>;
+             at += Layout::kThreads / kLanes) {
+            const uint32_t chunk = at % kStageChunks<Format>, row = at / kStageChunks<Format> * 8;
+            const uint4 x = *reinterpret_cast<const uint4*>(rows + row_offset(row + group(), chunk, quad()));
+            const uint32_t ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
+            float sums[4] = {};
+            Format::multiply(sums, ones, x.x, x.y);
+            Format::multiply(sums, ones, x.z, x.w);
+            if (group() == 0) {
+                const float2 pair = {sums[0], sums[1]};
+                *reinterpret_cast<float2*>(totals() + chunk * Layout::kRows + row + 2 * quad()) = pair;
+            }
+        }
+    }
+
+    /// Adds the products of a stage.
+    inline __device__ void multiply(float (&sums)[kOutputTiles][kTiles][4], uint32_t slot) const {
+        const unsigned char* codes = place(slot);
+        const uint32_t output = first_output_of_lane();
 #pragma unroll
         for (int slab = 0; slab < Format::kStageSlabs; ++slab) {
             uint4 pieces[kOutputTiles][2];
@@ -150,42 +200,40 @@ private:
                 const uint32_t at = slab * kSlabBytes + (output + 8 * i) * kSlabRow + quad() * 16;
                 pieces[i / 2][i % 2] = *reinterpret_cast<const uint4*>(codes + at);
             }
-            // All four chunks of Q4_K at once would ask for more registers than there are.
-            constexpr int side_by_side = Format::kHasMinima ? 1 : Format::kSlabChunks;
+            // All four chunks of Q4_K at once, with many rows, would ask for more registers than there are.
+            constexpr int side_by_side = kTiles <= 2 || Format::kSlabChunks < 4 ? Format::kSlabChunks : 8 / kTiles;
 #pragma unroll side_by_side
             for (int chunk = 0; chunk < Format::kSlabChunks; ++chunk) {
-                const int in_stage = slab * Format::kSlabChunks + chunk;
-                const int in_record = stage % Format::kRecordStages * kStageChunks<Format> + in_stage;
-                multiply_chunk(sums, pieces, records, chunk, in_record, rows, in_stage);
+                multiply_chunk(sums, pieces, slot, slab * Format::kSlabChunks + chunk);
             }
         }
     }
 
     inline __device__ void multiply_chunk(float (&sums)[kOutputTiles][kTiles][4], const uint4 (&pieces)[kOutputTiles][2],
-                                          const typename Format::Record (&records)[kOutputTiles][2], int chunk,
-                                          int in_record, const unsigned char* rows, int in_stage) const {
+                                          uint32_t slot, int chunk) const {
+        const unsigned char* scales = place(slot) + Layout::kCodeBytes;
+        const unsigned char* rows = scales + Layout::kScaleBytes;
         uint32_t a[kOutputTiles][2][4];
-        Factor factors[kOutputTiles][2];
+        Factor own[kOutputTiles][2];
 #pragma unroll
-        for (int tile = 0; tile < kOutputTiles; ++tile) {
+        for (int i = 0; i < 2 * kOutputTiles; ++i) {
+            const uint32_t output = first_output_of_lane() + 8 * i;
+            uint32_t pairs[4];
+            Format::decode(pairs, pieces[i / 2][i % 2], chunk % Format::kSlabChunks);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                uint32_t pairs[4];
-                Format::decode(pairs, pieces[tile][half], chunk);
-                factors[tile][half] = Format::factor(records[tile][half], in_record);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) a[tile][i / 2][half + i % 2 * 2] = pairs[i];
-            }
+            for (int pair = 0; pair < 4; ++pair) a[i / 2][pair / 2][i % 2 + pair % 2 * 2] = pairs[pair];
+            own[i / 2][i % 2] = Format::kHasMinima
+                                    ? factors()[chunk * kTileOutputs + output]
+                                    : Format::factor(Format::load_record(scales + output * Format::kRecord), chunk);
         }
-        const uint32_t row = threadIdx.x / kLanes / kOutputWarps * (8 * kTiles) + group();
+        const uint32_t row = threadIdx.x / kLanes / kOutputWarps * (8 * kTiles);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-            const uint4 x = *reinterpret_cast<const uint4*>(rows + row_offset(row + 8 * t, in_stage, quad()));
-            float totals[4] = {};
+            const uint4 x = *reinterpret_cast<const uint4*>(rows + row_offset(row + 8 * t + group(), chunk, quad()));
+            float2 total = {0.0f, 0.0f};
             if constexpr (Format::kHasMinima) {
-                const uint32_t ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
-                Format::multiply(totals, ones, x.x, x.y);
-                Format::multiply(totals, ones, x.z, x.w);
+                const float* from = totals() + chunk * Layout::kRows + row + 8 * t + 2 * quad();
+                total = *reinterpret_cast<const float2*>(from);
             }
 #pragma unroll
             for (int tile = 0; tile < kOutputTiles; ++tile) {
@@ -195,10 +243,10 @@ private:
                     Format::multiply(products, a[tile][1], x.z, x.w);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        const Factor& factor = factors[tile][i / 2];
+                        const Factor& factor = own[tile][i / 2];
                         float& sum = sums[tile][t][i];
                         sum = fmaf(factor.scale, products[i], sum);
-                        if constexpr (Format::kHasMinima) sum = fmaf(-factor.minimum, totals[i], sum);
+                        if (Format::kHasMinima) sum = fmaf(-factor.minimum, i % 2 == 0 ? total.x : total.y, sum);
                     }
                 } else {
                     Format::multiply(sums[tile][t], a[tile][0], x.x, x.y);
@@ -209,9 +257,8 @@ private:
     }
 
     inline __device__ void store(const float (&sums)[kOutputTiles][kTiles][4]) const {
-        const uint32_t warp = threadIdx.x / kLanes;
-        const uint32_t output = warp % kOutputWarps * (16 * kOutputTiles) + group();
-        const uint32_t row = first_row_ + warp / kOutputWarps * (8 * kTiles) + 2 * quad();
+        const uint32_t output = first_output_of_lane();
+        const uint32_t row = first_row_ + threadIdx.x / kLanes / kOutputWarps * (8 * kTiles) + 2 * quad();
 #pragma unroll
         for (int tile = 0; tile < kOutputTiles; ++tile) {
 #pragma unroll
@@ -227,6 +274,10 @@ private:
         }
     }
 
+    /// The first output of the tile that a lane has; the others follow 8 apart.
+    static inline __device__ uint32_t first_output_of_lane() {
+        return threadIdx.x / kLanes % kOutputWarps * (16 * kOutputTiles) + group();
+    }
     static inline __device__ uint32_t group() { return threadIdx.x % kLanes / 4; }
     static inline __device__ uint32_t quad() { return threadIdx.x % 4; }
 

@@ -378,11 +378,13 @@ impl DeviceLinear {
             return splits;
         }
         let num_tiles: usize = self.parts.iter().map(DeviceWeight::num_tiles).sum();
-        let processors = facts.num_multiprocessors.max(1) as usize;
+        // Blocks of quantised weights have fewer bytes on the way and wait for arithmetic: two should run side by side.
+        let beside = if self.parts.iter().any(|part| part.format.coded().is_some()) { 2 } else { 1 };
+        let places = beside * facts.num_multiprocessors.max(1) as usize;
         let output_bytes = self.bytes() / (num_tiles * TILE_OUTPUTS);
         let cost = |splits: usize| {
             let blocks = num_tiles * splits;
-            let idle = (blocks.div_ceil(processors) * processors) as f64 / blocks as f64;
+            let idle = (blocks.div_ceil(places) * places) as f64 / blocks as f64;
             idle * (1.0 + (splits * SPLIT_BYTES) as f64 / output_bytes as f64)
         };
         let most = (self.in_features() / SPLIT_LEN).clamp(1, MOST_SPLITS);
