@@ -203,6 +203,18 @@ pub enum KernelError {
         /// Those that there are kernels for.
         supported: &'static str,
     },
+    /// An array that starts where a kernel cannot load from.
+    #[error("{op}: `{what}` must start at a multiple of {alignment} bytes, got {address:#x}")]
+    Alignment {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// What the address must be a multiple of, in bytes.
+        alignment: u64,
+        /// The address given.
+        address: u64,
+    },
     /// The driver refused a launch.
     #[error("CUDA could not launch `{kernel}`: error {code}")]
     Launch {

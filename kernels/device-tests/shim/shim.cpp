@@ -28,6 +28,13 @@ constexpr unsigned char kFill = 0xff;
 
 enum class State { Ready, AtBarrier, InCollective, Done };
 
+/// A copy that has been started.
+struct Copy {
+    void* to;
+    /// Null for zeros.
+    const void* from;
+};
+
 struct Fiber {
     std::unique_ptr<unsigned char[]> stack;
     ucontext_t context;
@@ -38,6 +45,9 @@ struct Fiber {
     bool is_vote, vote;
     // In a collective.
     uint32_t data[kMostWords];
+    // Copies under way, and how many of them there were at the end of each group.
+    std::vector<Copy> copies;
+    std::vector<size_t> group_ends;
 };
 
 /// The collective that some lanes of a warp have come to.
@@ -56,6 +66,8 @@ struct Block {
     Kernel kernel = nullptr;
     const void* params = nullptr;
     bool outcome = false;
+    /// Whether copies are made as late as is allowed.
+    bool late_copies = false;
     std::string error;
     std::unique_ptr<unsigned char[]> shared_store;
 };
@@ -176,6 +188,14 @@ void load_blocks_warp(Fiber* lanes) {
     }
 }
 
+void make(const Copy& copy) {
+    if (copy.from) {
+        std::memcpy(copy.to, copy.from, 16);
+    } else {
+        std::memset(copy.to, 0, 16);
+    }
+}
+
 /// Runs one block. False, with `block->error` set, if it went wrong.
 bool run_block(Order order) {
     const size_t count = block->num_threads;
@@ -190,7 +210,10 @@ bool run_block(Order order) {
         makecontext(&fiber.context, fiber_main, 0);
         fiber.started = false;
         fiber.state = State::Ready;
+        fiber.copies.clear();
+        fiber.group_ends.clear();
     }
+    block->late_copies = order != Order::Forward;
     for (;;) {
         bool progress = false;
         size_t done = 0, at_barrier = 0, votes = 0;
@@ -278,6 +301,32 @@ void meet(Collective kind, unsigned mask, uint32_t* data, int words) {
         }
     }
     std::memcpy(data, fiber.data, size_t(words) * 4);
+}
+
+void copy_async(void* shared, const void* global, bool wanted) {
+    const auto is_aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
+    if (!is_aligned(shared) || !is_aligned(global)) fail("a copy is not aligned to 16 bytes");
+    Fiber& fiber = block->fibers[block->current];
+    fiber.copies.push_back({shared, wanted ? global : nullptr});
+    if (!block->late_copies) {
+        make(fiber.copies.back());
+        fiber.copies.pop_back();
+    }
+}
+
+void commit_copies() {
+    Fiber& fiber = block->fibers[block->current];
+    fiber.group_ends.push_back(fiber.copies.size());
+}
+
+void wait_copies(int pending) {
+    Fiber& fiber = block->fibers[block->current];
+    if (fiber.group_ends.size() <= size_t(pending)) return;
+    const size_t groups = fiber.group_ends.size() - size_t(pending), made = fiber.group_ends[groups - 1];
+    for (size_t i = 0; i < made; ++i) make(fiber.copies[i]);
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + ptrdiff_t(made));
+    fiber.group_ends.erase(fiber.group_ends.begin(), fiber.group_ends.begin() + ptrdiff_t(groups));
+    for (size_t& end : fiber.group_ends) end -= made;
 }
 
 float from_half(uint16_t half) { return tables[half]; }

@@ -53,6 +53,12 @@ bool barrier(bool is_vote, bool value);
 /// Meets the lanes of `mask` with `words` of data, and leaves with what the collective gives this lane in the same place.
 void meet(Collective kind, unsigned mask, uint32_t* data, int words);
 
+/// Copies 16 bytes, or zeros, to shared memory: at once if threads run forward, as late as is allowed if not. A device may
+/// do either.
+void copy_async(void* shared, const void* global, bool wanted);
+void commit_copies();
+void wait_copies(int pending);
+
 inline uint32_t bits(float value) {
     uint32_t to;
     std::memcpy(&to, &value, 4);

@@ -11,7 +11,8 @@ pub use device::HostDevice;
 
 use kernels::device::LlaLaunch;
 
-/// The order in which the threads of a block run between two waits. A result must not depend on it.
+/// The order in which the threads of a block run between two waits. A result must not depend on it. Copies to shared
+/// memory that a thread need not wait for are made at once if the order is forward, and when it waits for them if not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Order {

@@ -154,8 +154,10 @@ inline __device__ void copy_async(void* shared, const void* global, bool wanted)
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(wanted ? 16 : 0) : "memory");
-#else
+#elif defined(__CUDACC__)
     *static_cast<uint4*>(shared) = wanted ? *static_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
+#else
+    shim::copy_async(shared, global, wanted);
 #endif
 }
 
@@ -163,6 +165,8 @@ inline __device__ void copy_async(void* shared, const void* global, bool wanted)
 inline __device__ void commit_copies() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#elif !defined(__CUDACC__)
+    shim::commit_copies();
 #endif
 }
 
@@ -171,6 +175,8 @@ template <int pending>
 inline __device__ void wait_copies() {
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#elif !defined(__CUDACC__)
+    shim::wait_copies(pending);
 #endif
 }
 

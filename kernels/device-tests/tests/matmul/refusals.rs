@@ -34,6 +34,9 @@ fn arrays_that_do_not_fit() {
     assert!(matches!(refused, KernelError::Element { what: "xs", expected: ElementType::F16, .. }), "{refused}");
     let refused = matmul(&linear, &xs, &array(ElementType::F16, 120), 3).unwrap_err();
     assert!(matches!(refused, KernelError::Element { what: "out", .. }), "{refused}");
+    let odd = array(ElementType::F16, 3 * 128 + 4).slice(4..388).unwrap();
+    let refused = matmul(&linear, &odd, &out, 3).unwrap_err();
+    assert!(matches!(refused, KernelError::Alignment { what: "xs", alignment: 16, .. }), "{refused}");
     let refused = matmul(&linear, &xs, &out, usize::MAX / 8).unwrap_err();
     assert!(matches!(refused, KernelError::Overflow { .. }), "{refused}");
 
@@ -99,6 +102,38 @@ fn stacks_that_do_not_fit() {
     assert_eq!(bias(ElementType::F32, 8).unwrap().bias().map(Array::len), Some(8));
     assert!(matches!(bias(ElementType::F32, 9), Err(KernelError::Length { what: "bias", expected: 8, got: 9, .. })));
     assert!(matches!(bias(ElementType::F16, 8), Err(KernelError::Element { what: "bias", .. })));
+}
+
+/// As `matmul.cpp` asserts of the kernels, and `matmul.cuh` explains.
+#[test]
+fn rings_fill_shared_memory() {
+    let device = device(Order::Forward);
+    for (format, rings) in [
+        (DeviceFormat::F16, [5, 5, 4, 4, 3]),
+        (DeviceFormat::BF16, [5, 5, 4, 4, 3]),
+        (DeviceFormat::Q8_0, [8, 8, 7, 6, 4]),
+        (DeviceFormat::Q4_K, [7, 6, 5, 3, 2]),
+    ] {
+        let linear = DeviceLinear::new(random_weight(&device, format));
+        for (rows, ring) in [8, 16, 32, 64, 128].into_iter().zip(rings) {
+            let xs = Array::new(&device, linear.activations(), rows * 256).unwrap();
+            let out = Array::new(&device, ElementType::F32, rows * 8).unwrap();
+            let launch = &matmul(&linear, &xs, &out, rows).unwrap()[0];
+            let (prepared, codes) = match format {
+                DeviceFormat::F16 | DeviceFormat::BF16 => (0, 16384 + rows * 128),
+                DeviceFormat::Q8_0 => (0, 8704 + rows * 128),
+                DeviceFormat::Q4_K => (4096 + rows * 16, 10240 + rows * 256),
+            };
+            assert_eq!(launch.shared_bytes() as usize, prepared + ring * codes, "{}", launch.kernel());
+            assert!(launch.shared_bytes() <= 99 * 1024, "{}", launch.kernel());
+            assert!(launch.kernel().ends_with(&format!("_{rows}")), "{}", launch.kernel());
+        }
+    }
+}
+
+fn random_weight(device: &Arc<dyn Device>, format: DeviceFormat) -> DeviceWeight {
+    let bytes = crate::case::stored(crate::case::file_type(format), 8 * 256, &mut Random::new(2));
+    DeviceWeight::upload(device, format, (crate::case::file_type(format), &bytes), (8, 256)).unwrap()
 }
 
 #[test]

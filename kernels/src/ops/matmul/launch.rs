@@ -50,6 +50,8 @@ const MOST_PARTS: usize = 4;
 /// `kMostShared` and `kMostStages` in `matmul.cuh`.
 const MOST_SHARED: usize = 99 * 1024;
 const MOST_STAGES: usize = 8;
+/// Bytes of a load.
+const LOAD_BYTES: u64 = 16;
 /// Threads of a block of the other kernels.
 const EMBED_THREADS: u32 = 128;
 const RANDOM_THREADS: u32 = 256;
@@ -182,7 +184,7 @@ impl Kernel {
 /// order of the splits. Arrays may be longer. A row of the output has the same bits whatever other rows there are.
 ///
 /// # Errors
-/// If an array is too short or of another type.
+/// If an array is too short or of another type, or `xs` does not start at a multiple of 16 bytes.
 pub fn matmul(linear: &DeviceLinear, xs: &Array, out: &Array, rows: usize) -> Result<Vec<Launch>, KernelError> {
     let facts = out.device().facts();
     let (stride, out_features, splits) =
@@ -192,6 +194,10 @@ pub fn matmul(linear: &DeviceLinear, xs: &Array, out: &Array, rows: usize) -> Re
     let out_len = splits.checked_mul(rows).and_then(|sums| sums.checked_mul(out_features)).ok_or(overflow("out"))?;
     xs.expect("xs", linear.activations(), xs_len)?;
     out.expect("out", ElementType::F32, out_len)?;
+    if !xs.address().is_multiple_of(LOAD_BYTES) {
+        let (alignment, address) = (LOAD_BYTES, xs.address());
+        return Err(KernelError::Alignment { op: OP, what: "xs", alignment, address });
+    }
     let mut launches = Vec::new();
     for format in DeviceFormat::ALL {
         let mut first_output = 0;
