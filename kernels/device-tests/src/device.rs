@@ -33,12 +33,12 @@ pub struct HostDevice {
 impl HostDevice {
     /// A device with as much memory as is named, otherwise as an H200: grids are cut for as many multiprocessors.
     pub fn new(total_bytes: usize, order: Order) -> Arc<Self> {
-        Self::with_capability(total_bytes, order, (9, 0))
+        let facts = DeviceFacts { name: "host".into(), capability: (9, 0), num_multiprocessors: 132, total_bytes };
+        Self::with_facts(facts, order)
     }
 
-    /// The same with another compute capability, for what the host decides by it. The kernels are the same.
-    pub fn with_capability(total_bytes: usize, order: Order, capability: (u32, u32)) -> Arc<Self> {
-        let facts = DeviceFacts { name: "host".into(), capability, num_multiprocessors: 132, total_bytes };
+    /// A device that says of itself what it is told. The kernels are the same.
+    pub fn with_facts(facts: DeviceFacts, order: Order) -> Arc<Self> {
         Arc::new(Self { facts, order, held_bytes: Arc::default(), num_launches: AtomicUsize::new(0) })
     }
 

@@ -6,7 +6,7 @@ use device_tests::{HostDevice, Order};
 use half::{bf16, f16};
 use kernels::{
     GgmlType, dequantize,
-    device::{Array, Device, DeviceFormat, DeviceLinear, DeviceWeight, ElementType, matmul, padded, run},
+    device::{Array, Device, DeviceFacts, DeviceFormat, DeviceLinear, DeviceWeight, ElementType, matmul, padded, run},
 };
 
 /// Elements past the end of an output that nobody may write, and what they hold.
@@ -37,6 +37,12 @@ impl Random {
 
 pub(crate) fn device(order: Order) -> Arc<dyn Device> {
     HostDevice::new(1 << 28, order)
+}
+
+/// A device of another generation or size.
+pub(crate) fn other_device(capability: (u32, u32), num_multiprocessors: u32) -> Arc<dyn Device> {
+    let facts = DeviceFacts { name: "host".into(), capability, num_multiprocessors, total_bytes: 1 << 28 };
+    HostDevice::with_facts(facts, Order::Shuffled)
 }
 
 /// The bytes of a file, random, with scales that a model might have.
@@ -112,10 +118,10 @@ pub(crate) fn upload(device: &Arc<dyn Device>, element: ElementType, xs: &[f32],
     }
 }
 
-/// The partial sums `[splits, rows, out]`.
+/// The partial sums `[sums, rows, out]`.
 pub(crate) fn partial_sums(linear: &DeviceLinear, xs: &[f32], device: &Arc<dyn Device>) -> Vec<f32> {
     let rows = xs.len() / linear.in_features();
-    let len = linear.num_splits(device.facts()) * rows * linear.out_features();
+    let len = linear.num_sums(device.facts(), rows) * rows * linear.out_features();
     let mut out = vec![f32::NAN; len];
     out.resize(len + GUARD, UNTOUCHED);
     let out = Array::from_slice(device, &out).unwrap();
@@ -127,10 +133,10 @@ pub(crate) fn partial_sums(linear: &DeviceLinear, xs: &[f32], device: &Arc<dyn D
     sums
 }
 
-/// The splits added up in their order, `[rows, out]`.
+/// The sums added up in their order, `[rows, out]`.
 pub(crate) fn product(linear: &DeviceLinear, xs: &[f32], device: &Arc<dyn Device>) -> Vec<f32> {
     let sums = partial_sums(linear, xs, device);
-    let len = sums.len() / linear.num_splits(device.facts());
+    let len = xs.len() / linear.in_features() * linear.out_features();
     let mut splits = sums.chunks_exact(len);
     let mut total = splits.next().unwrap().to_vec();
     for split in splits {

@@ -4,7 +4,7 @@ use device_tests::Order;
 use kernels::device::{DeviceFormat, DeviceLinear};
 
 use crate::{
-    case::{Random, activations, device, partial_sums, weight},
+    case::{Random, activations, device, other_device, partial_sums, product, weight},
     skipped,
 };
 
@@ -35,6 +35,28 @@ fn a_row_does_not_see_the_others() {
                 let expected = bits(&all[from..to]);
                 assert_eq!(bits(&some[split * rows * out..][..rows * out]), expected, "{format}, {rows} rows");
             }
+        }
+    }
+}
+
+#[test]
+fn blocks_that_add_the_splits_do_it_in_the_order_of_the_reader() {
+    if skipped() {
+        return;
+    }
+    // Two tiles of outputs and two of rows fill four multiprocessors.
+    let (device, random) = (other_device((9, 0), 4), &mut Random::new(37));
+    for (format, width) in
+        [(DeviceFormat::F16, 500), (DeviceFormat::BF16, 200), (DeviceFormat::Q8_0, 736), (DeviceFormat::Q4_K, 768)]
+    {
+        let out = 131;
+        let linear = DeviceLinear::new(weight(&device, format, (out, width), random).0).with_splits(3).unwrap();
+        let xs = activations(linear.activations(), 129, width, random);
+        assert_eq!([128, 129].map(|rows| linear.num_sums(device.facts(), rows)), [3, 1]);
+        let all = product(&linear, &xs, &device);
+        for (first, rows) in [(0, 9), (128, 1), (1, 128)] {
+            let some = product(&linear, &xs[first * width..(first + rows) * width], &device);
+            assert_eq!(bits(&some), bits(&all[first * out..(first + rows) * out]), "{format}, {rows} rows");
         }
     }
 }

@@ -1,15 +1,13 @@
 //! Against the reference in f64.
 
-use std::sync::Arc;
-
-use device_tests::{HostDevice, Order};
+use device_tests::Order;
 use kernels::{
-    device::{Device, DeviceFormat, DeviceLinear},
+    device::{DeviceFormat, DeviceLinear},
     reference,
 };
 
 use crate::{
-    case::{Random, activations, device, product, weight},
+    case::{Random, activations, device, other_device, product, weight},
     skipped,
 };
 
@@ -110,7 +108,7 @@ fn turing_takes_narrower_tiles_and_shorter_rings() {
     if skipped() {
         return;
     }
-    let device: Arc<dyn Device> = HostDevice::with_capability(1 << 28, Order::Shuffled, (7, 5));
+    let device = other_device((7, 5), 40);
     let random = &mut Random::new(5);
     for format in [DeviceFormat::F16, DeviceFormat::Q8_0, DeviceFormat::Q4_K] {
         for rows in [2, 70] {

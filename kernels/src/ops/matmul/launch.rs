@@ -84,7 +84,7 @@ pub struct MatmulParams {
     num_stages: u32,
     num_row_tiles: u32,
     ring_len: u32,
-    padding: u32,
+    num_splits: u32,
 }
 
 /// Parameters of [`embed`]; the fields are explained in `params.cuh`.
@@ -158,15 +158,28 @@ struct Kernel {
     shared_bytes: usize,
 }
 
+/// Rows of a block for a number of rows, which is the same for all formats.
+pub(super) fn block_rows(rows: usize, facts: &DeviceFacts) -> usize {
+    WIDTHS[width_index(rows, facts)]
+}
+
+fn width_index(rows: usize, facts: &DeviceFacts) -> usize {
+    // Turing has no room for two stages of 128 rows.
+    let widest = if has_async_copies(facts) { WIDTHS.len() - 1 } else { WIDTHS.len() - 2 };
+    WIDTHS.iter().position(|width| *width >= rows).map_or(widest, |at| at.min(widest))
+}
+
+fn has_async_copies(facts: &DeviceFacts) -> bool {
+    facts.capability >= (8, 0)
+}
+
 impl Kernel {
     fn new(format: DeviceFormat, rows: usize, facts: &DeviceFacts) -> Self {
-        // Turing copies at once, so that a second stage is all that helps, and has no room for those of 128 rows.
-        let is_async = facts.capability >= (8, 0);
-        let widest = if is_async { WIDTHS.len() - 1 } else { WIDTHS.len() - 2 };
-        let at = WIDTHS.iter().position(|width| *width >= rows).map_or(widest, |at| at.min(widest));
+        let at = width_index(rows, facts);
         let width = WIDTHS[at];
         let (prepared, stage) = (format.prepared_bytes(width), format.stage_bytes(width));
-        let ring_len = if is_async { ((MOST_SHARED - prepared) / stage).min(MOST_STAGES) } else { 2 };
+        // Where copies are made at once a second stage is all that helps.
+        let ring_len = if has_async_copies(facts) { ((MOST_SHARED - prepared) / stage).min(MOST_STAGES) } else { 2 };
         Self {
             name: KERNEL_NAMES[format.index() * WIDTHS.len() + at],
             width,
@@ -180,18 +193,18 @@ impl Kernel {
 /// The launches of `xs W^T`.
 ///
 /// `xs` is `[rows, padded(in_features)]`, of type [`DeviceLinear::activations`], with zeros past the inputs. `out` is f32
-/// `[splits, rows, out_features]` with [`DeviceLinear::num_splits`] splits: partial sums, which the reader adds in the
-/// order of the splits. Arrays may be longer. A row of the output has the same bits whatever other rows there are.
+/// `[sums, rows, out_features]` with [`DeviceLinear::num_sums`] partial sums, which the reader adds one after the other,
+/// from the first on, in f32. Arrays may be longer. The total of a row has the same bits whatever other rows there are.
 ///
 /// # Errors
 /// If an array is too short or of another type, or `xs` does not start at a multiple of 16 bytes.
 pub fn matmul(linear: &DeviceLinear, xs: &Array, out: &Array, rows: usize) -> Result<Vec<Launch>, KernelError> {
     let facts = out.device().facts();
-    let (stride, out_features, splits) =
-        (padded(linear.in_features()), linear.out_features(), linear.num_splits(facts));
+    let (stride, out_features) = (padded(linear.in_features()), linear.out_features());
+    let (splits, sums) = (linear.num_splits(facts), linear.num_sums(facts, rows));
     let overflow = |what| KernelError::Overflow { op: OP, what };
     let xs_len = rows.checked_mul(stride).ok_or(overflow("xs"))?;
-    let out_len = splits.checked_mul(rows).and_then(|sums| sums.checked_mul(out_features)).ok_or(overflow("out"))?;
+    let out_len = sums.checked_mul(rows).and_then(|len| len.checked_mul(out_features)).ok_or(overflow("out"))?;
     xs.expect("xs", linear.activations(), xs_len)?;
     out.expect("out", ElementType::F32, out_len)?;
     if !xs.address().is_multiple_of(LOAD_BYTES) {
@@ -209,7 +222,7 @@ pub fn matmul(linear: &DeviceLinear, xs: &Array, out: &Array, rows: usize) -> Re
             first_output += weight.out_features;
         }
         for parts in parts.chunks(MOST_PARTS) {
-            launches.push(product(format, parts, (xs, out, rows), (out_features, splits))?);
+            launches.push(product(format, parts, (xs, out, rows), (out_features, splits, sums))?);
         }
     }
     Ok(launches)
@@ -220,7 +233,7 @@ fn product(
     format: DeviceFormat,
     parts: &[(&DeviceWeight, usize)],
     (xs, out, rows): (&Array, &Array, usize),
-    (out_features, splits): (usize, usize),
+    (out_features, splits, sums): (usize, usize, usize),
 ) -> Result<Launch, KernelError> {
     let kernel = Kernel::new(format, rows, out.device().facts());
     let num_row_tiles = rows.div_ceil(kernel.width);
@@ -234,6 +247,7 @@ fn product(
         num_stages: (padded(parts[0].0.in_features) / format.stage_len()) as u32,
         num_row_tiles: num_row_tiles as u32,
         ring_len: kernel.ring_len as u32,
+        num_splits: splits as u32,
         ..bytemuck::Zeroable::zeroed()
     };
     let mut arrays = vec![xs, out];
@@ -253,7 +267,7 @@ fn product(
     }
     let blocks = num_tiles.checked_mul(num_row_tiles).filter(|blocks| i32::try_from(*blocks).is_ok());
     let blocks = blocks.ok_or(KernelError::Overflow { op: OP, what: "rows" })?;
-    let config = ([blocks as u32, splits as u32], kernel.threads, kernel.shared_bytes as u32);
+    let config = ([blocks as u32, sums as u32], kernel.threads, kernel.shared_bytes as u32);
     Ok(Launch::new(kernel.name, config, params, &arrays))
 }
 

@@ -24,7 +24,8 @@
 // *Waves.* A weight of 4096 x 4096 has 32 tiles of outputs: 4 splits make 128 blocks, one for 97 % of the multiprocessors.
 // 12288 x 4096 has 96, and 4 splits make 2.9 blocks for each; 128k x 4096 has 1002, 7.6 for each, without splits. A split
 // costs 8 bytes for each row and output, to be written and read, mostly in the L2 cache: `DeviceLinear::num_splits` weighs
-// that against multiprocessors that idle in the last wave.
+// that against multiprocessors that idle in the last wave. Where tiles of many rows fill the device, a block makes all splits
+// of its outputs, one after the other, and adds them itself, in the order in which the reader would.
 //
 // *Traffic of the rows.* Each block reads its rows itself, from the L2 cache: rows / 128 times the bytes of a dense weight,
 // a quarter with 32 rows. From shared memory a warp reads, for each chunk, its outputs and all its rows, 64 bytes each. So
@@ -90,40 +91,50 @@ public:
     }
 
     inline __device__ void run() {
-        const uint32_t stages = params_.num_stages;
-        const uint32_t start = uint32_t(uint64_t(blockIdx.y) * stages / gridDim.y);
-        const uint32_t end = uint32_t(uint64_t(blockIdx.y + 1) * stages / gridDim.y);
-        float sums[kOutputTiles][kTiles][4] = {};
-        const uint32_t ahead = params_.ring_len - 1;
+        // A block makes the split of its place along y, or all of them if it is the only one there.
+        const bool is_alone = gridDim.y == 1;
+        const uint32_t first = blockIdx.y, last = is_alone ? params_.num_splits - 1 : first;
+        uint32_t stage = first == 0 ? 0 : end_of(first - 1);
+        const uint32_t end = end_of(last), ahead = params_.ring_len - 1;
         uint32_t into = 0, from = 0;
-        for (uint32_t stage = start; stage < start + ahead; ++stage) {
-            if (stage < end) copy(stage, into);
+        for (; into < ahead; ++into) {
+            if (stage + into < end) copy(stage + into, into);
             commit_copies();
-            into += 1;
         }
-        for (uint32_t stage = start; stage < end; ++stage) {
-            // A shorter ring is for copies that are made at once, where waiting is nothing.
-            if (params_.ring_len == Layout::kRing) {
-                wait_copies<Layout::kRing - 2>();
-            } else {
-                wait_copies<0>();
-            }
-            // The copies of all threads are there, and all have read the stage that the next copies overwrite.
-            __syncthreads();
-            if (stage + ahead < end) copy(stage + ahead, into);
-            commit_copies();
-            if constexpr (Format::kHasMinima) {
-                prepare(stage, from);
+#pragma unroll 1
+        for (uint32_t split = first; split <= last; ++split) {
+            float sums[kOutputTiles][kTiles][4] = {};
+            const uint32_t split_end = end_of(split);
+#pragma unroll 1
+            for (; stage < split_end; ++stage) {
+                // A shorter ring is for copies that are made at once, where waiting is nothing.
+                if (params_.ring_len == Layout::kRing) {
+                    wait_copies<Layout::kRing - 2>();
+                } else {
+                    wait_copies<0>();
+                }
+                // The copies of all threads are there, and all have read the stage that the next copies overwrite.
                 __syncthreads();
+                if (stage + ahead < end) copy(stage + ahead, into);
+                commit_copies();
+                if constexpr (Format::kHasMinima) {
+                    prepare(stage, from);
+                    __syncthreads();
+                }
+                multiply(sums, from);
+                into = into + 1 == params_.ring_len ? 0 : into + 1;
+                from = from + 1 == params_.ring_len ? 0 : from + 1;
             }
-            multiply(sums, from);
-            into = into + 1 == params_.ring_len ? 0 : into + 1;
-            from = from + 1 == params_.ring_len ? 0 : from + 1;
+            store(sums, split > first);
         }
-        store(sums);
     }
 
 private:
+    /// One past the last stage of a split.
+    inline __device__ uint32_t end_of(uint32_t split) const {
+        return uint32_t(uint64_t(split + 1) * params_.num_stages / params_.num_splits);
+    }
+
     /// Starts the copies of a stage into place `slot` of the ring. What is past the last row or output becomes zero, and
     /// is not read.
     inline __device__ void copy(uint32_t stage, uint32_t slot) const {
@@ -260,21 +271,27 @@ private:
         }
     }
 
-    inline __device__ void store(const float (&sums)[kOutputTiles][kTiles][4]) const {
+    /// Writes the sums of a split, or adds them to what is there.
+    inline __device__ void store(const float (&sums)[kOutputTiles][kTiles][4], bool adds) const {
         const uint32_t output = first_output_of_lane();
         const uint32_t row = first_row_ + threadIdx.x / kLanes / kOutputWarps * (8 * kTiles) + 2 * quad();
+        float* to = params_.out + first_output_ + output;
 #pragma unroll
-        for (int tile = 0; tile < kOutputTiles; ++tile) {
+        for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
-            for (int t = 0; t < kTiles; ++t) {
+            for (int i = 0; i < 2; ++i) {
+                const uint32_t to_row = row + 8 * t + i;
+                const bool is_row = to_row < params_.rows;
+                float* at = to + (uint64_t(blockIdx.y) * params_.rows + to_row) * params_.out_features;
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const uint32_t to = output + 16 * tile + i / 2 * 8, to_row = row + 8 * t + i % 2;
-                    if (to >= num_outputs_ || to_row >= params_.rows) continue;
-                    const uint64_t out_row = uint64_t(blockIdx.y) * params_.rows + to_row;
-                    params_.out[out_row * params_.out_features + first_output_ + to] = sums[tile][t][i];
+                for (int j = 0; j < 2 * kOutputTiles; ++j) {
+                    if (!is_row || output + 8 * j >= num_outputs_) continue;
+                    const float sum = sums[j / 2][t][j % 2 * 2 + i];
+                    at[8 * j] = adds ? at[8 * j] + sum : sum;
                 }
             }
+            // All loads at once would not leave registers for the sums.
+            if (t % 2 == 1) __syncwarp();
         }
     }
 

@@ -22,14 +22,15 @@ struct MatmulParams {
     MatmulPart parts[kMostParts];
     /// [rows, stride], 16-bit; zeros past the input width of the weights
     const uint16_t* xs;
-    /// [splits, rows, out_features]
+    /// [splits, rows, out_features], or [rows, out_features] if the grid has one block along y
     float* out;
     uint32_t rows, stride, out_features, num_parts;
     /// Steps along k of the whole weight, and tiles of rows
     uint32_t num_stages, num_row_tiles;
     /// Steps that shared memory holds: `MatmulLayout::kRing`, or 2 where copies are not asynchronous
     uint32_t ring_len;
-    uint32_t padding;
+    /// At most as many as there are stages
+    uint32_t num_splits;
 };
 
 struct EmbedParams {

@@ -4,7 +4,11 @@ use std::{fmt, sync::Arc};
 
 use rayon::prelude::*;
 
-use super::{OP, launch::random, pack};
+use super::{
+    OP,
+    launch::{block_rows, random},
+    pack,
+};
 use crate::{
     GgmlType, KernelError,
     device::{Array, Device, DeviceFacts, ElementType, run},
@@ -20,6 +24,11 @@ const SPLIT_LEN: usize = 256;
 /// What a split costs for each output, in bytes of weights: a sum of 4 bytes for each of 32 rows that is written and read
 /// again. That mostly happens in the L2 cache, so it counts half.
 const SPLIT_BYTES: usize = 32 * 4;
+
+/// Rows up to which reading the weights is what takes time, so that a block should have one split to read.
+const FEW_ROWS: usize = 64;
+/// What [`DeviceLinear::num_sums`] allows of [`idle`]: about what splits cost.
+const MOST_IDLE: f64 = 1.25;
 
 /// How weights are held on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -328,13 +337,15 @@ impl DeviceLinear {
     /// With a number of splits that does not depend on the device.
     ///
     /// # Errors
-    /// If it is zero, or more than a grid has blocks.
+    /// If it is zero, or more than the kernels take steps along k.
     pub fn with_splits(self, splits: usize) -> Result<Self, KernelError> {
         if splits == 0 {
             return Err(KernelError::Zero { op: OP, what: "splits" });
         }
-        if splits > usize::from(u16::MAX) {
-            return Err(KernelError::OutOfRange { op: OP, what: "split", index: splits, len: 1 << 16 });
+        let most = self.parts.iter().map(|part| padded(part.in_features) / part.format.stage_len()).min().unwrap_or(1);
+        let most = most.min(usize::from(u16::MAX));
+        if splits > most {
+            return Err(KernelError::OutOfRange { op: OP, what: "split", index: splits, len: most + 1 });
         }
         Ok(Self { splits: Some(splits), ..self })
     }
@@ -369,7 +380,19 @@ impl DeviceLinear {
         self.parts.iter().map(DeviceWeight::bytes).sum()
     }
 
-    /// How many partial sums there are of each output. Depends on the weights and the device, not on the rows, so that
+    /// How many partial sums [`matmul`](super::matmul) writes for so many rows: one for each split, or a single one where
+    /// tiles of many rows fill the device and blocks add the splits themselves. The total is the same.
+    pub fn num_sums(&self, facts: &DeviceFacts, rows: usize) -> usize {
+        let blocks = self.num_tiles().saturating_mul(rows.div_ceil(block_rows(rows, facts)));
+        if rows > FEW_ROWS && idle(blocks, facts.num_multiprocessors) <= MOST_IDLE { 1 } else { self.num_splits(facts) }
+    }
+
+    /// Tiles of 128 outputs of all weights.
+    fn num_tiles(&self) -> usize {
+        self.parts.iter().map(DeviceWeight::num_tiles).sum()
+    }
+
+    /// Into how many sums k is split. Depends on the weights and the device, not on the rows, so that
     /// a row is summed in the same order whatever rows it comes with.
     ///
     /// Blocks should fill all multiprocessors in the same number of waves; but each split costs traffic of its own.
@@ -377,17 +400,21 @@ impl DeviceLinear {
         if let Some(splits) = self.splits {
             return splits;
         }
-        let num_tiles: usize = self.parts.iter().map(DeviceWeight::num_tiles).sum();
+        let num_tiles = self.num_tiles();
         // Blocks of quantised weights have fewer bytes on the way and wait for arithmetic: two should run side by side.
         let beside = if self.parts.iter().any(|part| part.format.coded().is_some()) { 2 } else { 1 };
-        let places = beside * facts.num_multiprocessors.max(1) as usize;
+        let places = beside * facts.num_multiprocessors;
         let output_bytes = self.bytes() / (num_tiles * TILE_OUTPUTS);
         let cost = |splits: usize| {
-            let blocks = num_tiles * splits;
-            let idle = (blocks.div_ceil(places) * places) as f64 / blocks as f64;
-            idle * (1.0 + (splits * SPLIT_BYTES) as f64 / output_bytes as f64)
+            idle(num_tiles * splits, places) * (1.0 + (splits * SPLIT_BYTES) as f64 / output_bytes as f64)
         };
         let most = (self.in_features() / SPLIT_LEN).clamp(1, MOST_SPLITS);
         (1..=most).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(1)
     }
+}
+
+/// How much longer `blocks` take on so many places than if they filled all of them to the end.
+fn idle(blocks: usize, places: u32) -> f64 {
+    let places = places.max(1) as usize;
+    (blocks.div_ceil(places) * places) as f64 / blocks.max(1) as f64
 }
