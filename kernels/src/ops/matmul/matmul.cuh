@@ -21,16 +21,16 @@
 //
 // Two blocks of up to 64 rows fit on a multiprocessor of sm_90. Dense weights are split for one, quantised ones for two.
 //
-// *Waves.* A weight of 4096 x 4096 has 32 tiles of outputs: 4 splits make 128 blocks, one for 97 % of the multiprocessors.
+// *Waves.* A weight of 4096 x 4096 has 32 tiles of outputs: 4 splits make 128 blocks, for 97 % of the multiprocessors.
 // 12288 x 4096 has 96, and 4 splits make 2.9 blocks for each; 128k x 4096 has 1002, 7.6 for each, without splits. A split
-// costs 8 bytes for each row and output, to be written and read, mostly in the L2 cache: `DeviceLinear::num_splits` weighs
-// that against multiprocessors that idle in the last wave. Where tiles of many rows fill the device, a block makes all splits
-// of its outputs, one after the other, and adds them itself, in the order in which the reader would.
+// costs 8 bytes for each row and output, written and read, mostly in the L2 cache: `DeviceLinear::num_splits` weighs that
+// against multiprocessors that idle in the last wave. Where tiles of many rows fill the device, a block makes all splits of
+// its outputs, one after the other, and adds them itself, in the order in which the reader would.
 //
 // *Traffic of the rows.* Each block reads its rows itself, from the L2 cache: rows / 128 times the bytes of a dense weight,
 // a quarter with 32 rows. From shared memory a warp reads, for each chunk, its outputs and all its rows, 64 bytes each. So
 // four warps of 32 outputs read 8 KiB of a dense weight and 8 KiB of 32 rows, and the copies wrote 8 + 2 KiB. The memory
-// needs 380 clocks for the 8 KiB of weights: 68 bytes a clock of the 128 that shared memory has, 105 with 64 rows.
+// needs 380 clocks for the 8 KiB of weights: 70 bytes a clock of the 128 that shared memory has, 97 with 64 rows.
 // With 128 rows eight warps stand in two columns, and a warp reads 6 KiB for 32 matrix steps of 32 outputs and 64 rows.
 //
 // *Quantised weights.* Codes are whole numbers in fp16, exact, and so are their products with the activations in f32; a
@@ -215,8 +215,8 @@ private:
                 const uint32_t at = slab * kSlabBytes + (output + 8 * i) * kSlabRow + quad() * 16;
                 pieces[i / 2][i % 2] = *reinterpret_cast<const uint4*>(codes + at);
             }
-            // All four chunks of Q4_K at once, with many rows, would ask for more registers than there are.
-            constexpr int side_by_side = kTiles <= 2 || Format::kSlabChunks < 4 ? Format::kSlabChunks : 8 / kTiles;
+            // All chunks of a quantised slab at once, with many rows, would ask for more registers than there are.
+            constexpr int side_by_side = Format::kCoded && kTiles > 2 ? 8 / kTiles : Format::kSlabChunks;
 #pragma unroll side_by_side
             for (int chunk = 0; chunk < Format::kSlabChunks; ++chunk) {
                 multiply_chunk(sums, pieces, slot, slab * Format::kSlabChunks + chunk);

@@ -1,4 +1,4 @@
-// The matrix product for weights in `Dense<false>`: see `matmul.cuh`. Grid: [tiles of outputs and, faster, of rows; splits].
+// The matrix product for weights in f16: see `matmul.cuh`. Grid: [tiles of outputs and, faster, of rows; splits or 1].
 
 #include "matmul.cuh"
 

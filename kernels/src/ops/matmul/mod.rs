@@ -1,6 +1,6 @@
 //! The matrix product on a device, `Y = X W^T`, and rows of `W` by token. `matmul.cuh` says how, `weight.cuh` in which
-//! layout. A [`DeviceWeight`] is held as one of four [`DeviceFormat`]s, a [`DeviceLinear`] is one or several of them; [`matmul`]
-//! and [`embed`] make launches.
+//! layout. A [`DeviceWeight`] is held in a [`DeviceFormat`], a [`DeviceLinear`] is one or several of them; [`matmul`] and
+//! [`embed`] make launches.
 
 mod launch;
 mod pack;

@@ -52,5 +52,6 @@ struct RandomParams {
     uint32_t padding;
 };
 
-static_assert(sizeof(MatmulPart) == 32 && sizeof(MatmulParams) == kMostParts * 32 + 2 * 8 + 8 * 4, "mirrored in launch.rs");
+static_assert(sizeof(MatmulPart) == 32, "mirrored in launch.rs");
+static_assert(sizeof(MatmulParams) == kMostParts * 32 + 2 * 8 + 8 * 4, "mirrored in launch.rs");
 static_assert(sizeof(EmbedParams) == 4 * 8 + 4 * 4 && sizeof(RandomParams) == 2 * 8 + 6 * 4, "mirrored in launch.rs");

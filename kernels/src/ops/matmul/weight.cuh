@@ -101,8 +101,7 @@ struct Q4_K : Coded {
     static constexpr int kRecord = 16, kRecordStages = 2;
     using Record = uint4;
 
-    /// Pair `i` of a chunk lies at bits 4 i and 4 i + 16. Those of odd pairs stay where they are, 16 times too large: fewer
-    /// shifts.
+    /// Pair `i` of a chunk lies at bits 4 i and 4 i + 16. Odd pairs are not shifted but 16 times too large at first.
     static inline __device__ void decode(uint32_t (&pairs)[4], const uint4& piece, int chunk) {
         const uint32_t word = chunk == 0 ? piece.x : chunk == 1 ? piece.y : chunk == 2 ? piece.z : piece.w;
 #pragma unroll
