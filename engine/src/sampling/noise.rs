@@ -32,6 +32,11 @@ impl SlotNoise {
         if step == 0 { self } else { Self(mix(self.0 ^ mix(step))) }
     }
 
+    /// The key, for where the noise is made elsewhere.
+    pub(crate) fn key(self) -> u64 {
+        self.0
+    }
+
     /// A uniform variate in (0, 1) for `item`.
     pub fn uniform(self, item: u64) -> f64 {
         uniform_of(mix(self.0 ^ item))

@@ -1,5 +1,9 @@
 //! From logits to scores: the sampler, run over the rows of a pass.
 
+mod query;
+#[cfg(test)]
+mod tests;
+
 use models::{LogitAlignment, Logits};
 use rayon::prelude::*;
 
@@ -12,7 +16,7 @@ use crate::{
 };
 
 /// The scores of one sequence's rows.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Scored {
     /// Log-probabilities of prompt tokens.
     pub(crate) prompt: Vec<TokenScore>,
