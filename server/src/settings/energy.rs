@@ -116,7 +116,7 @@ mod tests {
     }
 
     fn option(args: &EnergyArgs) -> String {
-        match resolve(args) {
+        match resolve(args, Target::Cpu) {
             Err(SettingsError::Invalid { option, .. }) => option.to_owned(),
             other => format!("{other:?}"),
         }
@@ -124,7 +124,9 @@ mod tests {
 
     #[test]
     fn nothing_said_is_the_default() {
-        assert_eq!(resolve(&EnergyArgs::default()).unwrap(), EnergySettings::default());
+        assert_eq!(resolve(&EnergyArgs::default(), Target::Cpu).unwrap(), EnergySettings::default());
+        let on_gpu = resolve(&EnergyArgs::default(), Target::Cuda { ordinal: 1 }).unwrap();
+        assert_eq!(on_gpu, EnergySettings { basis: Some(Basis::Gpu), ..EnergySettings::default() });
     }
 
     #[test]
@@ -156,7 +158,7 @@ mod tests {
             record: Some("out".into()),
             ..EnergySettings::default()
         };
-        assert_eq!(resolve(&args).unwrap(), expected);
+        assert_eq!(resolve(&args, Target::Cpu).unwrap(), expected);
     }
 
     #[test]

@@ -50,6 +50,23 @@ fn draws_match_the_reference_for_thousands_of_keys() {
     assert!(distinct.len() > 300, "only {} different tokens were drawn", distinct.len());
 }
 
+/// Scores that f32 cannot tell apart, or hold.
+#[test]
+fn near_ties_are_settled_in_f64() {
+    if skipped() {
+        return;
+    }
+    let mut random = Random(4);
+    for temperature in [1e-4, 3e-5, 1e-38, 1e-40] {
+        let row: Vec<f32> = (0..9000).map(|_| (500.0 + 1e-4 * random.normal()) as f32).collect();
+        let mut case = Case::new(row.len());
+        for _ in 0..20 {
+            case.push(&row, ScoreQuery { temperature, noise_key: random.next(), ..ScoreQuery::default() });
+        }
+        case.check(ORDERS[1]);
+    }
+}
+
 #[test]
 fn each_filter_cuts_where_the_reference_does() {
     if skipped() {

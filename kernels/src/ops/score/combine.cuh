@@ -59,7 +59,8 @@ inline __device__ float confidence_of(const ScoreParams& params, const LogitRow&
     } else if (row.flags & kScoreMargin) {
         confidence = (weight(whole.first) - weight(whole.second)) / whole.sum;
     } else {
-        confidence = whole.dot / whole.sum - log(whole.sum);
+        // Of nothing at all it is 0.
+        confidence = whole.facts & kHasOpen ? whole.dot / whole.sum - log(whole.sum) : 0.0;
     }
     const bool is_number = fabs(confidence) <= 1.7976931348623157e308 && !(whole.facts & kHasPossibleNan);
     return is_number ? float(confidence) : row.flags & kScoreEntropy ? -kLargestFloat : 0.0f;

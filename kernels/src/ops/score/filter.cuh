@@ -52,11 +52,25 @@ struct Filter {
         return w > 0.0 ? (unsigned long long)(w / kMassUnit + 0.5) : 0ull;
     }
 
+    /// Calls `body` with each value of the row and its token. Eight values are on their way at a time.
+    template <class Body>
+    inline __device__ void for_each(Body body) const {
+#pragma unroll 1
+        for (uint32_t first = threadIdx.x * 4; first < source.vocab; first += 8 * kFilterThreads) {
+            float values[8];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) source.load_four(values + 4 * i, first + i * 4 * kFilterThreads);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t token = first + i / 4 * 4 * kFilterThreads + i % 4;
+                if (token < source.vocab) body(source.is_possible(token) ? values[i] : -kInfinity, token);
+            }
+        }
+    }
+
     inline __device__ float largest_value() {
         float largest = -kInfinity;
-        for (uint32_t token = threadIdx.x; token < source.vocab; token += kFilterThreads) {
-            largest = fmaxf(largest, source.value(token));
-        }
+        for_each([&](float value, uint32_t) { largest = fmaxf(largest, value); });
         largest = max_lanes<kLanes>(largest);
         if (threadIdx.x % kLanes == 0) shared.largest[threadIdx.x / kLanes] = largest;
         __syncthreads();
@@ -95,14 +109,12 @@ struct Filter {
         shared.buckets[threadIdx.x] = 0;
         shared.buckets[threadIdx.x + kFilterThreads] = 0;
         __syncthreads();
-        for (uint32_t token = threadIdx.x; token < source.vocab; token += kFilterThreads) {
-            const float value = source.value(token);
+        for_each([&](float value, uint32_t token) {
             const unsigned long long rank = rank_of<kMass>(value, token);
-            if (rank >> (shift + kDigitBits) != prefix) continue;
-            if (kMass && !keeps(cut, value, token)) continue;
+            if (rank >> (shift + kDigitBits) != prefix || (kMass && !keeps(cut, value, token))) return;
             const unsigned long long amount = kMass ? mass(value) : 1ull;
             if (amount) atomicAdd(&shared.buckets[rank >> shift & (kBuckets - 1)], amount);
-        }
+        });
         __syncthreads();
     }
 
@@ -144,10 +156,7 @@ struct Filter {
     /// Whether the first cut keeps what is not a number.
     inline __device__ bool keeps_nan() {
         bool found = false;
-        for (uint32_t token = threadIdx.x; token < source.vocab; token += kFilterThreads) {
-            const float value = source.value(token);
-            found |= value != value && keeps(cut, value, token);
-        }
+        for_each([&](float value, uint32_t token) { found |= value != value && keeps(cut, value, token); });
         return __syncthreads_or(found);
     }
 
@@ -171,16 +180,16 @@ struct Filter {
 
     inline __device__ void run() {
         const float largest = largest_value();
-        if (!is_finite(largest)) return nothing();
         top = double(largest) / temperature;
         if (row.top_k > 0 && row.top_k < source.vocab) select<false>(double(row.top_k), cut.key, cut.id);
         if (row.top_p < 1.0f) {
             // A total that is not a number keeps nothing.
-            if (keeps_nan()) return nothing();
+            if (!is_finite(largest) || keeps_nan()) return nothing();
             uint32_t key, token;
             select<true>(double(row.top_p), key, token);
             cut.canonical_key = key, cut.canonical_id = token;
         }
+        if (row.min_p > 0.0f && !is_finite(largest)) return nothing();
         if (row.min_p > 0.0f && threadIdx.x < kLanes) {
             const uint32_t key = lowest_key(largest);
             if (key > cut.canonical_key) cut.canonical_key = key, cut.canonical_id = kNoToken;

@@ -33,29 +33,31 @@ constexpr float kLargestGumbel = 36.75f;
 
 /// The token with the largest `logit / temperature + gumbel` among those offered to one thread; the lowest of equals.
 ///
-/// Exact: scores are compared in f32 only where its error cannot decide, which leaves the f64 logarithms to near ties.
+/// Exact, though most scores are compared in f32: whoever offers a group of tokens offers it again, for comparison in f64,
+/// if the error of f32 could have decided (`is_close`).
 struct Draw {
     uint64_t key;
-    double temperature;
-    float inverse;
+    float temperature, inverse;
     /// A score that is reached: what cannot come up to it is not looked at
     float floor;
     /// The best so far: its score in f32 and the error of that, its logit
     float rough, error, value;
     uint32_t token;
+    bool is_close;
 
     inline __device__ explicit Draw(const ScoreRow& row)
         : key(row.noise_key),
-          temperature(double(row.temperature)),
+          temperature(row.temperature),
           inverse(1.0f / row.temperature),
           floor(-kInfinity),
           rough(-kInfinity),
           error(0.0f),
           value(-kInfinity),
-          token(kNoToken) {}
+          token(kNoToken),
+          is_close(false) {}
 
     inline __device__ double exact(float logit, uint32_t id) const {
-        return double(logit) / temperature + gumbel_of(mix(key ^ id));
+        return double(logit) / double(temperature) + gumbel_of(mix(key ^ id));
     }
 
     /// Error of a rough score, and of what is compared with it: the scaled logit is rounded twice, the sums once more.
@@ -71,12 +73,16 @@ struct Draw {
         const float bound = float(__clzll((long long)(~hash)) + 1) * 0.693148f;
         if (scaled + off + bound < floor) return;
         const float score = scaled + rough_gumbel_of(hash), margin = error + off;
-        bool is_better = score > rough + margin;
-        if (!is_better && !(score < rough - margin)) {
-            const double mine = exact(value, token), other = exact(logit, id);
-            is_better = other > mine || (other == mine && id < token);
-        }
+        const bool is_better = score > rough + margin;
+        is_close |= !is_better && !(score < rough - margin);
         if (is_better) rough = score, error = off, value = logit, token = id;
+    }
+
+    /// Offers a token that was offered before, for comparison with `best`, the exact score of `token`.
+    inline __device__ void offer_exact(float logit, uint32_t id, double& best) {
+        if (!(logit > -kInfinity)) return;
+        const double score = exact(logit, id);
+        if (score > best || (score == best && id < token)) best = score, value = logit, token = id;
     }
 
     /// Lets the lanes of a warp skip what cannot beat the best of them.

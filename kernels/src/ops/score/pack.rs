@@ -113,7 +113,6 @@ fn check(query: &ScoreQuery, vocab: usize, max_top: usize) -> Result<(), KernelE
     let tokens = (adjustments.bias.iter().map(|(token, _)| *token))
         .chain(adjustments.seen.iter().map(|(token, _)| *token))
         .chain(adjustments.forbidden.iter().copied())
-        .chain(query.confidence.iter().flat_map(|rule| rule.held_down.iter().copied()))
         .chain(query.mask_id)
         .chain(query.given);
     for token in tokens {

@@ -80,10 +80,10 @@ struct ScorePartial {
     float first, second;
     /// Numbers of values in the row as it lies in memory
     uint32_t num_infinite, num_nan;
-    /// Bit 0: there is a finite value. Bit 1: a value that is not a number is among the possible tokens
+    /// Whether there is a finite value, a possible token whose value is not a number, a token that counts for the entropy
     uint32_t facts;
 };
-constexpr uint32_t kHasFinite = 1, kHasPossibleNan = 2;
+constexpr uint32_t kHasFinite = 1, kHasPossibleNan = 2, kHasOpen = 4;
 
 struct ScoreRecord {
     uint32_t token;

@@ -81,7 +81,8 @@ inline __device__ void reduce(ScorePartial& part, const ScoreRow& row) {
     }
     const unsigned finite = __ballot_sync(kAllLanes, (part.facts & kHasFinite) != 0);
     const unsigned nan = __ballot_sync(kAllLanes, (part.facts & kHasPossibleNan) != 0);
-    part.facts = (finite ? kHasFinite : 0u) | (nan ? kHasPossibleNan : 0u);
+    const unsigned open = __ballot_sync(kAllLanes, (part.facts & kHasOpen) != 0);
+    part.facts = (finite ? kHasFinite : 0u) | (nan ? kHasPossibleNan : 0u) | (open ? kHasOpen : 0u);
     if (__ballot_sync(kAllLanes, (part.num_infinite | part.num_nan) != 0)) {
         part.num_infinite = sum_counts<width>(part.num_infinite);
         part.num_nan = sum_counts<width>(part.num_nan);
@@ -183,11 +184,27 @@ struct ScoreSplit {
         const float scaled = (value - reference_of(part.largest)) * inverse;
         const float weight = is_open ? expf(scaled) : 0.0f;
         sums.sum += weight;
-        if (row.flags & kScoreEntropy) sums.dot += weight > 0.0f ? weight * scaled : 0.0f;
+        if (row.flags & kScoreEntropy) {
+            sums.dot += weight > 0.0f ? weight * scaled : 0.0f;
+            part.facts |= is_open ? kHasOpen : 0u;
+        }
         if (row.flags & kScoreMargin && is_open) {
             sums.second = fmaxf(sums.second, fminf(sums.first, value));
             sums.first = fmaxf(sums.first, value);
         }
+    }
+
+    /// Draws from a group once more, in f64.
+    inline __device__ void settle(Draw& draw, int group) const {
+        double best = draw.token == kNoToken ? -double(kInfinity) : draw.exact(draw.value, draw.token);
+#pragma unroll 1
+        for (int i = 0; i < kGroup; ++i) {
+            const uint32_t token = token_of(group, i / 4) + i % 4;
+            const float value = token < source.vocab ? source.value(token) : -kInfinity;
+            if (!(row.flags & kScoreFilter) || keeps(cut, value, token)) draw.offer_exact(value, token, best);
+        }
+        const float scaled = draw.value * draw.inverse;
+        draw.rough = float(best), draw.error = Draw::error_of(scaled), draw.is_close = false;
     }
 
     /// Reduces the thread's tokens.
@@ -219,7 +236,7 @@ struct ScoreSplit {
                 for (int i = 0; i < kGroup; ++i) {
                     const uint32_t token = token_of(group, i / 4) + i % 4;
                     const bool passes = !(row.flags & kScoreConfidenceFiltered) || keeps(cut, values[i], token);
-                    add_confidence(values[i], passes && !is_held(token));
+                    add_confidence(values[i], passes && token < source.vocab && !is_held(token));
                 }
             }
             if (kNoise) {
@@ -228,6 +245,7 @@ struct ScoreSplit {
                     const uint32_t token = token_of(group, i / 4) + i % 4;
                     if (!(row.flags & kScoreFilter) || keeps(cut, values[i], token)) draw.offer(values[i], token);
                 }
+                if (draw.is_close) settle(draw, group);
                 draw.share_floor();
             }
         }

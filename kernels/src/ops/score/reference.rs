@@ -139,11 +139,12 @@ fn confidence(values: &[f32], token: u32, query: &ScoreQuery, rule: &ScoreConfid
             let at = |i: usize| ranked.get(i).copied().unwrap_or(0.0);
             (at(0) - at(1)) / total
         }
+        // Of nothing at all it is 0.
         ScoreConfidenceKind::Entropy => {
             open.iter().map(|w| w / total).filter(|p| *p > 0.0 || p.is_nan()).map(|p| p * p.ln()).sum()
         }
     };
-    let is_number = confidence.is_finite() && total > 0.0 && !values.iter().any(|value| value.is_nan());
+    let is_number = confidence.is_finite() && !values.iter().any(|value| value.is_nan());
     match rule.kind {
         _ if is_number => confidence as f32,
         ScoreConfidenceKind::Probability | ScoreConfidenceKind::Margin => 0.0,

@@ -12,9 +12,10 @@
 #include "combine.cuh"
 #include "filter.cuh"
 
-extern "C" __global__ void __launch_bounds__(kScoreThreads, 2) score_partials(ScoreParams params) { score_split(params); }
+// Four blocks a multiprocessor: enough loads in flight to hide the memory behind.
+extern "C" __global__ void __launch_bounds__(kScoreThreads, 4) score_partials(ScoreParams params) { score_split(params); }
 
-extern "C" __global__ void __launch_bounds__(kScoreThreads, 2) score_top(ScoreParams params) { score_top_split(params); }
+extern "C" __global__ void __launch_bounds__(kScoreThreads, 4) score_top(ScoreParams params) { score_top_split(params); }
 
 extern "C" __global__ void __launch_bounds__(kAdjustThreads, 1) score_adjust(ScoreParams params) {
     score_adjust_row(params);
