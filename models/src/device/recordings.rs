@@ -49,12 +49,6 @@ impl<K: Copy + Eq + Hash> Recordings<K> {
         forget_oldest(&mut self.kept, MOST_RECORDINGS, |(_, last)| *last);
         Ok(())
     }
-
-    /// Number of graphs.
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.kept.len()
-    }
 }
 
 /// Drops the entry that was used longest ago, if there are more than `most`.

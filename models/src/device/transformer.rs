@@ -22,6 +22,8 @@ use crate::{
 
 /// Rows beyond this many come in multiples of it, so that there are few shapes: a matrix product takes as many at once.
 const ROW_STEP: usize = 8;
+/// Widest head that attention has kernels for.
+const MOST_HEAD_DIM: usize = 128;
 /// No row.
 const NO_ROW: u32 = u32::MAX;
 
@@ -67,13 +69,7 @@ impl DeviceTransformer {
 
     /// Takes the weights that `config` asks for out of `source`.
     pub(crate) fn load(config: &ModelConfig, source: &mut dyn DeviceSource) -> Result<Self, ModelError> {
-        let refuse = |what: &str| ModelError::NotOnDevice { origin: config.family.name().into(), what: what.into() };
-        if config.moe.is_some() {
-            return Err(refuse("a model with experts"));
-        }
-        if config.mixer != MixerConfig::Softmax {
-            return Err(refuse("a model with local linear attention"));
-        }
+        check_kernels(config)?;
         let device = Arc::clone(source.device());
         let (hidden, names) = (config.hidden_size, config.names);
         let sizes = Sizes::new(config, source.precision().element());
@@ -288,6 +284,25 @@ impl RowScorer for DeviceTransformer {
         }
         Ok(ScoredRows { rows, solver: None })
     }
+}
+
+/// Refuses what there are no kernels for, before a weight is read.
+fn check_kernels(config: &ModelConfig) -> Result<(), ModelError> {
+    let refuse = |what: String| Err(ModelError::NotOnDevice { origin: config.family.name().into(), what });
+    let ModelConfig { head_dim, hidden_size, intermediate_size, .. } = *config;
+    if config.moe.is_some() {
+        return refuse("a model with experts".into());
+    }
+    if config.mixer != MixerConfig::Softmax {
+        return refuse("a model with local linear attention".into());
+    }
+    if !head_dim.is_multiple_of(8) || head_dim > MOST_HEAD_DIM {
+        return refuse(format!("a model with heads of {head_dim} (not a multiple of 8 up to {MOST_HEAD_DIM})"));
+    }
+    if !hidden_size.is_multiple_of(4) || !intermediate_size.is_multiple_of(4) {
+        return refuse(format!("a model of widths {hidden_size} and {intermediate_size} (not multiples of 4)"));
+    }
+    Ok(())
 }
 
 fn check_capacity(batch: &ForwardBatch<'_>, capacity: Capacity) -> Result<(), ModelError> {
