@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use kernels::device::ScoreQuery;
 use models::{Backbone, ForwardBatch, KvCache, ModelError, PageId, Segment, TokenId, Visibility};
 
 /// Row counts at which a pass is timed.
@@ -35,14 +36,14 @@ impl CostTable {
         Self { points }
     }
 
-    /// Times `backbone` on passes behind a short prefix, in a KV cache that is otherwise unused.
-    pub fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache) -> Result<Self, ModelError> {
+    /// Times `backbone` on passes of up to `max_rows` rows behind a short prefix, in a KV cache that is otherwise unused.
+    pub fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache, max_rows: usize) -> Result<Self, ModelError> {
         let spec = backbone.spec().clone();
         let room = spec.context_len.min(kv.num_pages() * kv.page_len());
         let pages: Vec<PageId> = (0..room.div_ceil(kv.page_len()) as u32).map(PageId).collect();
         // The prefix is written once so that the timed rows attend to real keys.
-        let widest = CALIBRATION_ROWS.iter().copied().filter(|rows| *rows <= room).max().unwrap_or(1);
-        let prefix = (room - widest).min(CALIBRATION_PREFIX);
+        let widest = CALIBRATION_ROWS.iter().copied().filter(|rows| *rows <= room.min(max_rows)).max().unwrap_or(1);
+        let prefix = (room - widest).min(CALIBRATION_PREFIX).min(max_rows);
         let token = |i: usize| TokenId((i * 31 % spec.vocab_size) as u32);
         let mut pass = |start: usize, rows: usize, scored: usize| -> Result<Duration, ModelError> {
             let tokens: Vec<TokenId> = (start..start + rows).map(token).collect();
@@ -53,8 +54,13 @@ impl CostTable {
                 scored: rows - scored..rows,
                 pages: &pages,
             };
+            let batch = ForwardBatch { segments: vec![segment] };
             let began = Instant::now();
-            backbone.forward(&ForwardBatch { segments: vec![segment] }, kv)?;
+            match backbone.scorer() {
+                // As a pass is run; a copy of the logits would cost more than the pass.
+                Some(scorer) => drop(scorer.forward_scored(&batch, kv, &mut || vec![ScoreQuery::default(); scored])?),
+                None => drop(backbone.forward(&batch, kv)?),
+            }
             Ok(began.elapsed())
         };
         if prefix > 0 {

@@ -304,7 +304,7 @@ fn prepare(
     let warmup = energy.begin(SystemCause::Warmup);
     let (kv, cost) = threads.install(|| -> Result<_, EngineError> {
         let mut kv = backbone.reserve(capacity)?;
-        let cost = calibrate(backbone.as_mut(), &mut kv)?;
+        let cost = calibrate(backbone.as_mut(), &mut kv, capacity.max_rows)?;
         Ok((kv, cost))
     })?;
     drop(warmup);
@@ -367,9 +367,9 @@ fn prepare(
 }
 
 /// Only causal models decode blocks of adaptive width today; timing the others would say nothing.
-fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache) -> Result<CostTable, EngineError> {
+fn calibrate(backbone: &mut dyn Backbone, kv: &mut KvCache, max_rows: usize) -> Result<CostTable, EngineError> {
     match backbone.spec().attention {
-        AttentionKind::Causal => Ok(CostTable::calibrate(backbone, kv)?),
+        AttentionKind::Causal => Ok(CostTable::calibrate(backbone, kv, max_rows)?),
         AttentionKind::BlockCausal { .. } | AttentionKind::Full => Ok(CostTable::from_points(Vec::new())),
     }
 }

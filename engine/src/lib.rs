@@ -35,7 +35,7 @@ pub use error::{EngineError, RequestError, SubmitError};
 pub use event::{Commit, CommitCounts, DecodeStats, DiffusionStats, Event, Finish, FinishReason, Frame, TokenRecord};
 pub use models::{
     Activations, AttentionChoice, AttentionKind, BuiltIn, ModelError, Precision, Quantize, Target, TokenId,
-    source::{GenerationDefaults, LoadOptions, LoadedModel, ModelSource, load},
+    source::{GenerationDefaults, LoadOptions, LoadedModel, ModelSource, load, load_on},
     text::{ChatTemplate, Tokenizer},
 };
 pub use request::{
