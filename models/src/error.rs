@@ -221,7 +221,7 @@ pub enum ModelError {
         /// The device asked for.
         target: String,
         /// Why there is none.
-        source: kernels::KernelError,
+        source: Box<kernels::KernelError>,
     },
     /// What a device has no kernels for.
     #[error("{origin}: {what} cannot run on a GPU; use --device cpu")]

@@ -33,7 +33,7 @@ impl Target {
             Self::Cpu => Ok(None),
             Self::Cuda { ordinal } => match cuda::open(ordinal) {
                 Ok(device) => Ok(Some(device)),
-                Err(source) => Err(ModelError::NoDevice { target: self.to_string(), source }),
+                Err(source) => Err(ModelError::NoDevice { target: self.to_string(), source: Box::new(source) }),
             },
         }
     }
@@ -44,7 +44,7 @@ impl Target {
     /// Those of [`Target::open`] that need no device to be found out.
     pub fn check(self) -> Result<(), ModelError> {
         let Self::Cuda { ordinal } = self else { return Ok(()) };
-        let missing = |source| ModelError::NoDevice { target: self.to_string(), source };
+        let missing = |source| ModelError::NoDevice { target: self.to_string(), source: Box::new(source) };
         let count = cuda::count().map_err(missing)?;
         if ordinal < count {
             return Ok(());
