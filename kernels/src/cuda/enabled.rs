@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     ffi::c_void,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cudarc::{
@@ -66,7 +66,8 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, KernelError> {
     let functions = load(&context)?;
     // Not the default queue, whose work cannot be recorded.
     let stream = context.new_stream().map_err(driver("make a stream"))?;
-    Ok(Arc::new(CudaDevice { facts, context, stream, functions }))
+    let staging = Mutex::new(Staging::new(&context)?);
+    Ok(Arc::new(CudaDevice { facts, context, stream, functions, staging }))
 }
 
 /// One device of the driver.
@@ -75,6 +76,62 @@ struct CudaDevice {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
+    staging: Mutex<Staging>,
+}
+
+/// Host memory that the device reads and writes by itself, for the small copies of a step: from other memory the driver
+/// may wait for all work before it copies.
+struct Staging {
+    memory: *mut u8,
+    /// Bytes that copies under way read.
+    used: usize,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: the memory is bound to no thread, and the lock around it sees that one uses it at a time.
+unsafe impl Send for Staging {}
+
+impl Staging {
+    const BYTES: usize = 4 << 20;
+
+    fn new(context: &Arc<CudaContext>) -> Result<Self, KernelError> {
+        context.bind_to_thread().map_err(driver("enter the device"))?;
+        // SAFETY: what the memory holds is written before it is read.
+        let memory = unsafe { result::malloc_host(Self::BYTES, 0) }.map_err(driver("allocate host memory"))?;
+        Ok(Self { memory: memory.cast(), used: 0, context: Arc::clone(context) })
+    }
+
+    /// Room for `len` bytes that no copy uses, if there is any.
+    fn take(&mut self, len: usize) -> Option<*mut u8> {
+        let start = self.used;
+        let end = start.checked_add(len).filter(|end| *end <= Self::BYTES)?;
+        self.used = end.next_multiple_of(64).min(Self::BYTES);
+        // SAFETY: `start` is within the allocation.
+        Some(unsafe { self.memory.add(start) })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Copies may be under way. Where the driver refuses, the memory stays taken until the process ends.
+        if self.context.bind_to_thread().is_ok() && self.context.synchronize().is_ok() {
+            // SAFETY: it came from `malloc_host` and is freed here alone, and nothing uses it any more.
+            let _ = unsafe { result::free_host(self.memory.cast()) };
+        }
+    }
+}
+
+impl CudaDevice {
+    /// The staging memory, with room for `len` bytes unless that is more than it has.
+    fn staging_for(&self, len: usize) -> Result<MutexGuard<'_, Staging>, KernelError> {
+        // A panic while it was held leaves it as usable as before.
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        if len <= Staging::BYTES && len > Staging::BYTES - staging.used {
+            self.stream.synchronize().map_err(driver("wait for the device"))?;
+            staging.used = 0;
+        }
+        Ok(staging)
+    }
 }
 
 impl fmt::Debug for CudaDevice {
@@ -138,8 +195,19 @@ impl Device for CudaDevice {
 
     unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<(), KernelError> {
         self.context.bind_to_thread().map_err(driver("enter the device"))?;
-        // SAFETY: the caller answers for the address; the driver stages pageable memory before it returns.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream()) }
+        let mut staging = self.staging_for(bytes.len())?;
+        let source = match staging.take(bytes.len()) {
+            Some(room) => {
+                // SAFETY: the room is as long, and no copy uses it.
+                unsafe { room.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+                // SAFETY: just written, and left alone until the queue has been waited for.
+                unsafe { std::slice::from_raw_parts(room, bytes.len()) }
+            }
+            // The driver stages it before it returns.
+            None => bytes,
+        };
+        // SAFETY: the caller answers for the address.
+        unsafe { result::memcpy_htod_async(address, source, self.stream.cu_stream()) }
             .map_err(driver("copy to the device"))
     }
 
@@ -159,12 +227,24 @@ impl Device for CudaDevice {
 
     unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
         self.context.bind_to_thread().map_err(driver("enter the device"))?;
+        let mut staging = self.staging_for(bytes.len())?;
+        let room = staging.take(bytes.len());
+        let target = match room {
+            // SAFETY: the room is as long, no copy uses it, and the wait below outlasts the copy.
+            Some(room) => unsafe { std::slice::from_raw_parts_mut(room, bytes.len()) },
+            None => &mut *bytes,
+        };
         // SAFETY: the caller answers for the address, and the wait below outlasts the copy.
-        let copied = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream.cu_stream()) };
+        let copied = unsafe { result::memcpy_dtoh_async(target, address, self.stream.cu_stream()) };
         // Also after an error: part of the copy may be under way.
-        let waited = self.synchronize();
+        self.synchronize()?;
         copied.map_err(driver("copy from the device"))?;
-        waited
+        staging.used = 0;
+        if let Some(room) = room {
+            // SAFETY: the device has written as many bytes to the room.
+            unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(room, bytes.len()) };
+        }
+        Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
