@@ -294,7 +294,7 @@ fn prepare(
         diffusion: _,
         summary: _,
     } = model;
-    let capacity = settings.capacity(&spec, context_len, num_pages);
+    let capacity = settings.capacity(&spec, (context_len, num_pages), default_width(settings, jacobi.as_ref()));
     let num_threads = settings.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let threads = rayon::ThreadPoolBuilder::new()
         .num_threads(num_threads)

@@ -73,15 +73,32 @@ impl EngineSettings {
 
     /// What the passes of a model must have room for. Canvases are passes of their own length, however small `max_rows`
     /// is, and every sequence that decodes has a row in every pass.
-    pub(crate) fn capacity(&self, spec: &BackboneSpec, context_len: usize, num_pages: usize) -> Capacity {
+    /// A prompt that ends in a pass brings the drafts of its first block along, `width` at most.
+    pub(crate) fn capacity(
+        &self,
+        spec: &BackboneSpec,
+        (context_len, num_pages): (usize, usize),
+        width: usize,
+    ) -> Capacity {
         // Rows that a canvas takes at once, and those that a prompt does.
         let (whole, least) = match spec.attention {
             AttentionKind::Causal => (1, 1),
-            AttentionKind::BlockCausal { block_len, .. } => (block_len, block_len),
+            // A chunk of the prompt and the block behind it.
+            AttentionKind::BlockCausal { block_len, .. } => (2 * block_len, block_len),
             AttentionKind::Full => (context_len, 1),
         };
-        let max_rows = self.max_rows.max(whole).max(self.max_concurrent) + self.interleave_rows.max(least);
-        Capacity { max_rows, max_tables: self.max_concurrent, num_pages, page_len: PAGE_LEN }
+        let drafts = match spec.attention {
+            AttentionKind::Causal => self.max_concurrent * (width - 1),
+            AttentionKind::BlockCausal { .. } | AttentionKind::Full => 0,
+        };
+        let rows = self.max_rows.max(whole).max(self.max_concurrent) + self.interleave_rows.max(least);
+        Capacity {
+            max_rows: rows + drafts,
+            max_tables: self.max_concurrent,
+            context_len,
+            num_pages,
+            page_len: PAGE_LEN,
+        }
     }
 
     /// Context length and number of KV pages for a model with `context_len` positions of `bytes_per_token`.

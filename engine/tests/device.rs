@@ -3,15 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed step of a test may stop it where it stands")]
 #![allow(clippy::print_stdout)]
 
-use std::sync::Arc;
-
-use device_tests::{HostDevice, Order};
 use engine::{
     DecodingOptions, EngineSettings, Event, LoadOptions, LoadedModel, ModelSource, Request, Sampling, Strategy,
     TokenId, WindowPolicy, load, load_on,
     testing::{Harness, Transcript},
 };
-use kernels::device::Device;
 
 /// Says so and returns true where the kernels could not be compiled.
 fn skipped() -> bool {
@@ -22,7 +18,7 @@ fn skipped() -> bool {
 }
 
 fn on_device(name: &str) -> LoadedModel {
-    let device: Arc<dyn Device> = HostDevice::new(1 << 30, Order::Forward);
+    let device = device_tests::any_device();
     load_on(&name.parse::<ModelSource>().unwrap(), &LoadOptions::default(), &device).unwrap()
 }
 

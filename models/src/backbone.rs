@@ -75,6 +75,8 @@ pub struct Capacity {
     pub max_rows: usize,
     /// Page tables of a pass: its segments.
     pub max_tables: usize,
+    /// Positions of a sequence.
+    pub context_len: usize,
     /// Pages of the KV cache.
     pub num_pages: usize,
     /// Positions of a page.

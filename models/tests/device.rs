@@ -14,7 +14,8 @@ use models::{
 
 const PAGE_LEN: usize = 8;
 const NUM_PAGES: usize = 64;
-const CAPACITY: Capacity = Capacity { max_rows: 96, max_tables: 4, num_pages: NUM_PAGES, page_len: PAGE_LEN };
+const CAPACITY: Capacity =
+    Capacity { max_rows: 96, max_tables: 4, context_len: 128, num_pages: NUM_PAGES, page_len: PAGE_LEN };
 
 /// Says so and returns true where the kernels could not be compiled.
 fn skipped() -> bool {
@@ -25,7 +26,7 @@ fn skipped() -> bool {
 }
 
 fn device() -> Arc<dyn Device> {
-    HostDevice::new(1 << 30, Order::Forward)
+    device_tests::any_device()
 }
 
 /// A model and its cache.
@@ -298,7 +299,7 @@ fn more_scored_rows_than_logits_fit_are_scored_in_turns() {
     }
     let source = "leapfrog-diffusion".parse().unwrap();
     let mut model = load_on(&source, &LoadOptions::default(), &device()).unwrap();
-    let capacity = Capacity { max_rows: 300, max_tables: 1, num_pages: 40, page_len: PAGE_LEN };
+    let capacity = Capacity { max_rows: 300, max_tables: 1, context_len: 320, num_pages: 40, page_len: PAGE_LEN };
     let mut kv = model.backbone.reserve(capacity).unwrap();
     let tokens = tokens(300, 1, model.backbone.spec().vocab_size);
     let pages: Vec<PageId> = (0..40).rev().map(PageId).collect();
@@ -368,6 +369,14 @@ fn passes_beyond_the_room_are_refused_and_harm_nothing() {
     let refused = subject.model.backbone.forward(&batch, &mut host_cache).unwrap_err();
     assert!(matches!(refused, ModelError::ForeignCache { .. }), "{refused}");
     assert_eq!(subject.forward(vec![segment(30)]), expected);
+
+    // A new room: what was recorded in the old one is forgotten, and its cache belongs to nobody.
+    let old = std::mem::replace(&mut subject.kv, subject.model.backbone.reserve(CAPACITY).unwrap());
+    assert_eq!(subject.forward(vec![segment(30)]), expected);
+    assert_eq!(subject.forward(vec![segment(30)]), expected);
+    subject.kv = old;
+    let refused = pass(&mut subject, vec![segment(30)]);
+    assert!(matches!(refused, ModelError::ForeignCache { .. }), "{refused}");
 }
 
 #[test]

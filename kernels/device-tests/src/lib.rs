@@ -9,7 +9,9 @@ mod host;
 
 pub use device::HostDevice;
 
-use kernels::device::LlaLaunch;
+use std::sync::Arc;
+
+use kernels::device::{Device, LlaLaunch};
 
 /// The order in which the threads of a block run between two waits. A result must not depend on it. Copies to shared
 /// memory that a thread need not wait for are made at once if the order is forward, and when it waits for them if not.
@@ -26,6 +28,17 @@ pub enum Order {
 
 /// Whether there was a C++ compiler to build the kernels with.
 pub const AVAILABLE: bool = host::AVAILABLE;
+
+/// The device of tests that can run on any: the first GPU if `LEAPFROG_TEST_DEVICE` is `cuda`, otherwise the host.
+///
+/// # Panics
+/// If the GPU is asked for and not there.
+pub fn any_device() -> Arc<dyn Device> {
+    match std::env::var("LEAPFROG_TEST_DEVICE").as_deref() {
+        Ok("cuda") => kernels::cuda::open(0).unwrap_or_else(|error| panic!("LEAPFROG_TEST_DEVICE=cuda: {error}")),
+        _ => HostDevice::new(1 << 30, Order::Forward),
+    }
+}
 
 /// Runs launches one after the other.
 ///

@@ -12,7 +12,7 @@ use cudarc::{
     driver::{
         CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, result,
         sys::{
-            CUdevice_attribute_enum, CUevent_flags, CUfunction_attribute_enum, CUgraphInstantiate_flags,
+            CUdevice_attribute_enum, CUevent_flags, CUfunction_attribute_enum, CUgraphInstantiate_flags, CUresult,
             CUstreamCaptureMode,
         },
     },
@@ -52,14 +52,13 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Device>, KernelError> {
     }
     let context = CudaContext::new(ordinal).map_err(driver("open a device"))?;
     let (major, minor) = context.compute_capability().map_err(driver("ask for the compute capability"))?;
-    if !runs_on(ARCHS, (major, minor)) {
-        return Err(KernelError::Capability { device: (major, minor), compiled: ARCHS });
-    }
+    let code = code_for(ARCHS, (major, minor));
+    let code = code.ok_or(KernelError::Capability { device: (major, minor), compiled: ARCHS })?;
     let processors = CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
     let facts = DeviceFacts {
         name: context.name().map_err(driver("ask for the name"))?,
         uuid: spell(context.uuid().map_err(driver("ask for the UUID"))?.bytes.map(|byte| byte as u8)),
-        capability: (major as u32, minor as u32),
+        capability: (code / 10, code % 10),
         num_multiprocessors: context.attribute(processors).map_err(driver("count multiprocessors"))? as u32,
         total_bytes: context.total_mem().map_err(driver("ask for the memory"))?,
     };
@@ -79,8 +78,8 @@ struct CudaDevice {
     staging: Mutex<Staging>,
 }
 
-/// Host memory that the device reads and writes by itself, for the small copies of a step: from other memory the driver
-/// may wait for all work before it copies.
+/// Host memory that the device reads and writes by itself. From other memory the driver may wait for all work before it
+/// copies, or copy later than it says.
 struct Staging {
     memory: *mut u8,
     /// Bytes that copies under way read.
@@ -101,13 +100,13 @@ impl Staging {
         Ok(Self { memory: memory.cast(), used: 0, context: Arc::clone(context) })
     }
 
-    /// Room for `len` bytes that no copy uses, if there is any.
-    fn take(&mut self, len: usize) -> Option<*mut u8> {
+    /// Room for `len` bytes that no copy uses; [`CudaDevice::staging_for`] has made it.
+    fn take(&mut self, len: usize) -> *mut u8 {
+        assert!(len <= Self::BYTES - self.used, "staging memory is made free before it is taken");
         let start = self.used;
-        let end = start.checked_add(len).filter(|end| *end <= Self::BYTES)?;
-        self.used = end.next_multiple_of(64).min(Self::BYTES);
+        self.used = (start + len).next_multiple_of(64).min(Self::BYTES);
         // SAFETY: `start` is within the allocation.
-        Some(unsafe { self.memory.add(start) })
+        unsafe { self.memory.add(start) }
     }
 }
 
@@ -122,11 +121,11 @@ impl Drop for Staging {
 }
 
 impl CudaDevice {
-    /// The staging memory, with room for `len` bytes unless that is more than it has.
+    /// The staging memory, with room for `len` bytes, which are no more than it has.
     fn staging_for(&self, len: usize) -> Result<MutexGuard<'_, Staging>, KernelError> {
         // A panic while it was held leaves it as usable as before.
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        if len <= Staging::BYTES && len > Staging::BYTES - staging.used {
+        if len > Staging::BYTES - staging.used {
             self.stream.synchronize().map_err(driver("wait for the device"))?;
             staging.used = 0;
         }
@@ -186,29 +185,29 @@ impl Device for CudaDevice {
         // SAFETY: what the memory holds is unspecified, as is said.
         match unsafe { result::malloc_sync(bytes) } {
             Ok(address) => Ok(Box::new(CudaMemory { address, context: Arc::clone(&self.context) })),
-            Err(error) => match self.free_bytes() {
-                Ok(free) if free < bytes => Err(KernelError::DeviceMemory { needed: bytes, free }),
-                _ => Err(driver("allocate device memory")(error)),
-            },
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                Err(KernelError::DeviceMemory { needed: bytes, free: self.free_bytes()? })
+            }
+            Err(error) => Err(driver("allocate device memory")(error)),
         }
     }
 
     unsafe fn write(&self, address: u64, bytes: &[u8]) -> Result<(), KernelError> {
         self.context.bind_to_thread().map_err(driver("enter the device"))?;
-        let mut staging = self.staging_for(bytes.len())?;
-        let source = match staging.take(bytes.len()) {
-            Some(room) => {
-                // SAFETY: the room is as long, and no copy uses it.
-                unsafe { room.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-                // SAFETY: just written, and left alone until the queue has been waited for.
-                unsafe { std::slice::from_raw_parts(room, bytes.len()) }
-            }
-            // The driver stages it before it returns.
-            None => bytes,
-        };
-        // SAFETY: the caller answers for the address.
-        unsafe { result::memcpy_htod_async(address, source, self.stream.cu_stream()) }
-            .map_err(driver("copy to the device"))
+        for (index, piece) in bytes.chunks(Staging::BYTES).enumerate() {
+            let mut staging = self.staging_for(piece.len())?;
+            let room = staging.take(piece.len());
+            // SAFETY: the room is as long, no copy uses it, and it is left alone until the queue has been waited for.
+            let source = unsafe {
+                room.copy_from_nonoverlapping(piece.as_ptr(), piece.len());
+                std::slice::from_raw_parts(room, piece.len())
+            };
+            let to = address + (index * Staging::BYTES) as u64;
+            // SAFETY: the caller answers for the address.
+            unsafe { result::memcpy_htod_async(to, source, self.stream.cu_stream()) }
+                .map_err(driver("copy to the device"))?;
+        }
+        Ok(())
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<(), KernelError> {
@@ -227,27 +226,25 @@ impl Device for CudaDevice {
 
     unsafe fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
         self.context.bind_to_thread().map_err(driver("enter the device"))?;
-        let mut staging = self.staging_for(bytes.len())?;
-        let room = staging.take(bytes.len());
-        let target = match room {
+        for (index, piece) in bytes.chunks_mut(Staging::BYTES).enumerate() {
+            let mut staging = self.staging_for(piece.len())?;
+            let room = staging.take(piece.len());
             // SAFETY: the room is as long, no copy uses it, and the wait below outlasts the copy.
-            Some(room) => unsafe { std::slice::from_raw_parts_mut(room, bytes.len()) },
-            None => &mut *bytes,
-        };
-        // SAFETY: the caller answers for the address, and the wait below outlasts the copy.
-        let copied = unsafe { result::memcpy_dtoh_async(target, address, self.stream.cu_stream()) };
-        // Also after an error: part of the copy may be under way.
-        self.synchronize()?;
-        copied.map_err(driver("copy from the device"))?;
-        staging.used = 0;
-        if let Some(room) = room {
-            // SAFETY: the device has written as many bytes to the room.
-            unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(room, bytes.len()) };
+            let target = unsafe { std::slice::from_raw_parts_mut(room, piece.len()) };
+            let from = address + (index * Staging::BYTES) as u64;
+            // SAFETY: the caller answers for the address, and the wait below outlasts the copy.
+            let copied = unsafe { result::memcpy_dtoh_async(target, from, self.stream.cu_stream()) };
+            // Also after an error: part of the copy may be under way.
+            self.synchronize()?;
+            staging.used = 0;
+            copied.map_err(driver("copy from the device"))?;
+            piece.copy_from_slice(target);
         }
         Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
+        self.context.bind_to_thread().map_err(driver("enter the device"))?;
         let kernel = launch.kernel();
         let function = self.functions.get(kernel).ok_or(KernelError::KernelMissing { kernel })?;
         if launch.shared_bytes() > USUAL_SHARED_BYTES {
@@ -255,7 +252,6 @@ impl Device for CudaDevice {
             let asked = function.set_attribute(attribute, launch.shared_bytes() as i32);
             asked.map_err(driver("ask for shared memory"))?;
         }
-        self.context.bind_to_thread().map_err(driver("enter the device"))?;
         let [x, y] = launch.grid();
         let mut params = [launch.params().as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes this one struct and the driver copies it before it returns; the caller answers for the
@@ -274,6 +270,8 @@ impl Device for CudaDevice {
     }
 
     fn record(&self, launches: &[Launch]) -> Result<Arc<dyn Any + Send + Sync>, KernelError> {
+        // An error that some drop has left would end the recording before its end.
+        self.context.check_err().map_err(driver("go on after an error"))?;
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(driver("begin to record"))?;
         // SAFETY: nothing runs; whoever replays the recording answers for the memory.
@@ -340,16 +338,18 @@ fn driver(call: &'static str) -> impl Fn(DriverError) -> KernelError {
     move |error| KernelError::Driver { call, code: error.0 as u32 }
 }
 
-/// Whether code for `archs` runs on a device: that of the same generation and no newer revision, or the last one's PTX.
-fn runs_on(archs: &str, (major, minor): (i32, i32)) -> bool {
-    let archs: Vec<i32> = archs.split(';').filter_map(|arch| arch.parse().ok()).collect();
-    let native = archs.iter().any(|arch| arch / 10 == major && arch % 10 <= minor);
-    native || archs.iter().max().is_some_and(|arch| *arch <= major * 10 + minor)
+/// The architecture whose code runs on a device: the newest of its own generation up to its revision, or the last one's
+/// PTX. What a device could do beyond that is not in the code.
+fn code_for(archs: &str, (major, minor): (i32, i32)) -> Option<u32> {
+    let archs = || archs.split(';').filter_map(|arch| arch.parse::<u32>().ok());
+    let (major, minor) = (u32::try_from(major).ok()?, u32::try_from(minor).ok()?);
+    let native = archs().filter(|arch| arch / 10 == major && arch % 10 <= minor).max();
+    native.or_else(|| archs().max().filter(|arch| *arch <= major * 10 + minor))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{runs_on, spell};
+    use super::{code_for, spell};
 
     #[test]
     fn uuids_are_spelt_in_groups() {
@@ -359,12 +359,19 @@ mod tests {
 
     #[test]
     fn devices_run_their_own_generation_and_newer_ones_ptx() {
-        for (device, expected) in
-            [((7, 0), false), ((7, 5), true), ((8, 0), true), ((8, 7), true), ((9, 0), true), ((12, 0), true)]
-        {
-            assert_eq!(runs_on("75;80;86;89;90", device), expected, "{device:?}");
+        let all = "75;80;86;89;90";
+        for (device, expected) in [
+            ((7, 0), None),
+            ((7, 5), Some(75)),
+            ((8, 0), Some(80)),
+            ((8, 7), Some(86)),
+            ((9, 0), Some(90)),
+            ((12, 0), Some(90)),
+        ] {
+            assert_eq!(code_for(all, device), expected, "{device:?}");
         }
-        assert!(!runs_on("86;90", (8, 0)));
-        assert!(!runs_on("90", (8, 9)));
+        assert_eq!(code_for("86;90", (8, 0)), None);
+        assert_eq!(code_for("90", (8, 9)), None);
+        assert_eq!(code_for("75", (9, 0)), Some(75), "code of Turing, without bf16, whatever the device could do");
     }
 }

@@ -62,7 +62,8 @@ pub struct DeviceFacts {
     pub name: String,
     /// What tells it from all others, as the vendor's tools spell it, such as `GPU-` and a UUID.
     pub uuid: String,
-    /// Major and minor number of the compute capability.
+    /// Major and minor number of the compute capability that the code for it was compiled for: that of the device, or a lower
+    /// one.
     pub capability: (u32, u32),
     /// Streaming multiprocessors.
     pub num_multiprocessors: u32,
@@ -77,7 +78,7 @@ impl DeviceFacts {
     }
 }
 
-/// One accelerator with one queue: what is given to it runs in the order in which it was given. Nothing but
+/// One accelerator with one queue, for one thread at a time: what is given to it runs in the order in which it was given. Nothing but
 /// [`Device::read`], [`Device::synchronize`] and [`Device::millis`] waits for it.
 pub trait Device: fmt::Debug + Send + Sync {
     /// What it is.

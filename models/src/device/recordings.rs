@@ -20,11 +20,13 @@ pub(crate) struct Recordings<K> {
     kept: HashMap<K, (Recording, u64)>,
     seen: HashMap<K, u64>,
     num_uses: u64,
+    /// Whether the device has refused to record.
+    is_refused: bool,
 }
 
 impl<K: Copy + Eq + Hash> Recordings<K> {
     pub(crate) fn new(device: &Arc<dyn Device>) -> Self {
-        Self { device: Arc::clone(device), kept: HashMap::new(), seen: HashMap::new(), num_uses: 0 }
+        Self { device: Arc::clone(device), kept: HashMap::new(), seen: HashMap::new(), num_uses: 0, is_refused: false }
     }
 
     /// Gives the launches of a shape to the device; `launches` makes them where no graph is there.
@@ -43,19 +45,39 @@ impl<K: Copy + Eq + Hash> Recordings<K> {
             forget_oldest(&mut self.seen, MOST_SEEN, |last| *last);
             return Ok(run(&*self.device, &launches)?);
         }
-        let recording = Recording::new(&self.device, launches)?;
-        recording.replay()?;
-        self.kept.insert(shape, (recording, self.num_uses));
-        forget_oldest(&mut self.kept, MOST_RECORDINGS, |(_, last)| *last);
-        Ok(())
+        if self.is_refused {
+            return Ok(run(&*self.device, &launches)?);
+        }
+        match Recording::new(&self.device, launches.clone()) {
+            Ok(recording) => {
+                recording.replay()?;
+                self.kept.insert(shape, (recording, self.num_uses));
+                if let Some(oldest) = forget_oldest(&mut self.kept, MOST_RECORDINGS, |(_, last)| *last) {
+                    // It may come as rarely as one that is new.
+                    self.seen.remove(&oldest);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // Slower, but right; a device that is broken refuses the launches too.
+                tracing::warn!(%error, "passes are not recorded as graphs any more: each launch is given by itself");
+                self.is_refused = true;
+                Ok(run(&*self.device, &launches)?)
+            }
+        }
     }
 }
 
 /// Drops the entry that was used longest ago, if there are more than `most`.
-fn forget_oldest<K: Copy + Eq + Hash, V>(entries: &mut HashMap<K, V>, most: usize, last: impl Fn(&V) -> u64) {
-    if entries.len() > most
-        && let Some(oldest) = entries.iter().min_by_key(|(_, value)| last(value)).map(|(key, _)| *key)
-    {
-        entries.remove(&oldest);
+fn forget_oldest<K: Copy + Eq + Hash, V>(
+    entries: &mut HashMap<K, V>,
+    most: usize,
+    last: impl Fn(&V) -> u64,
+) -> Option<K> {
+    if entries.len() <= most {
+        return None;
     }
+    let oldest = entries.iter().min_by_key(|(_, value)| last(value)).map(|(key, _)| *key)?;
+    entries.remove(&oldest);
+    Some(oldest)
 }

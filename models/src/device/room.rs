@@ -15,6 +15,10 @@ const MIB: u64 = 1 << 20;
 /// need gigabytes of logits.
 pub(super) const MOST_SCORED: usize = 256;
 
+/// Memory that is left to the driver, for graphs and what else it makes while passes run: at most this, and no more than
+/// this share of the device.
+const SPARE_BYTES: usize = 512 << 20;
+const SPARE_SHARE: usize = 16;
 /// Likeliest tokens of a row that can be asked for.
 const MOST_TOP: usize = 64;
 
@@ -22,6 +26,8 @@ const MOST_TOP: usize = 64;
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) capacity: Capacity,
+    /// Keys and values of all layers.
+    pages: Array,
     pub(super) plan: DevicePlan,
     /// u32, `[rows]`
     pub(super) tokens: Array,
@@ -67,30 +73,35 @@ impl Room {
         (capacity, most_sums): (Capacity, usize),
     ) -> Result<(Self, KvCache), ModelError> {
         let needs = Needs::of(spec, config, sizes, (capacity, most_sums))?;
-        let workspace = Array::carved_bytes(&needs.arrays);
+        let arrays_bytes = Array::carved_bytes(&needs.arrays);
         let free = device.free_bytes()?;
-        let refusal = |more: usize| ModelError::DeviceMemory {
+        let spare = SPARE_BYTES.min(device.facts().total_bytes / SPARE_SHARE);
+        let refusal = |others: usize| ModelError::DeviceMemory {
             device: device.facts().name.clone(),
             weights_mib: (spec.weight_bytes as u64).div_ceil(MIB),
             cache_mib: (needs.cache_bytes as u64).div_ceil(MIB),
-            workspace_mib: (workspace.saturating_add(more) as u64).div_ceil(MIB),
+            workspace_mib: (arrays_bytes.saturating_add(others).saturating_add(spare) as u64).div_ceil(MIB),
             available_mib: (free + spec.weight_bytes) as u64 / MIB,
         };
-        if needs.cache_bytes.saturating_add(workspace) > free {
-            return Err(refusal(0));
-        }
         // What is free may be in pieces, or be taken by someone else meanwhile.
-        Self::allocate(device, (spec, config, sizes), capacity, &needs).map_err(|error| match error {
-            ModelError::Kernel(KernelError::DeviceMemory { needed, .. }) => refusal(needed),
+        let refused = |error: ModelError| match error {
+            ModelError::Kernel(KernelError::DeviceMemory { .. }) => refusal(0),
             other => other,
-        })
+        };
+        let plan = DevicePlan::new(device, needs.limits).map_err(|error| refused(error.into()))?;
+        let score = ScoreBatch::new(device, needs.score).map_err(|error| refused(error.into()))?;
+        let left = device.free_bytes()?;
+        if needs.cache_bytes.saturating_add(arrays_bytes).saturating_add(spare) > left {
+            return Err(refusal(free.saturating_sub(left)));
+        }
+        Self::allocate(device, (spec, config, sizes), capacity, (&needs, plan, score)).map_err(refused)
     }
 
     fn allocate(
         device: &Arc<dyn Device>,
         (spec, config, sizes): (&BackboneSpec, &ModelConfig, &Sizes),
         capacity: Capacity,
-        needs: &Needs,
+        (needs, plan, score): (&Needs, DevicePlan, ScoreBatch),
     ) -> Result<(Self, KvCache), ModelError> {
         let memory = Array::new(device, ElementType::U8, Array::carved_bytes(&needs.arrays))?;
         let parts = memory.carve(&needs.arrays)?;
@@ -102,12 +113,11 @@ impl Room {
         let [cosines, sines] = rope_values(config, needs.limits.max_positions);
         cos.write(0, &cosines)?;
         sin.write(0, &sines)?;
-        let plan = DevicePlan::new(device, needs.limits)?;
-        let score = ScoreBatch::new(device, needs.score)?;
         let rotary = [cos, sin];
-        let cache = cache(device, spec, sizes, capacity)?;
+        let (pages, cache) = cache(device, spec, sizes, capacity)?;
         let room = Self {
             capacity,
+            pages,
             plan,
             tokens,
             scored,
@@ -126,6 +136,11 @@ impl Room {
         Ok((room, cache))
     }
 
+    /// Whether a cache is the one that was made with the room. Recorded passes know no other.
+    pub(super) fn owns(&self, layers: &[DeviceKv]) -> bool {
+        layers.first().is_some_and(|layer| layer.keys.address() == self.pages.address())
+    }
+
     /// Rows whose logits are there at a time.
     pub(super) fn most_scored(&self) -> usize {
         self.capacity.max_rows.min(MOST_SCORED)
@@ -139,12 +154,13 @@ impl Needs {
         sizes: &Sizes,
         (capacity, most_sums): (Capacity, usize),
     ) -> Result<Self, ModelError> {
-        let Capacity { max_rows: rows, max_tables, num_pages, page_len } = capacity;
+        let Capacity { max_rows: rows, max_tables, context_len, num_pages, page_len } = capacity;
         let (hidden, half) = (config.hidden_size, config.rotary_dims / 2);
-        let max_positions = spec.context_len.min(num_pages.saturating_mul(page_len));
+        let max_positions = context_len.min(num_pages.saturating_mul(page_len));
         let pages_of_table = max_positions.div_ceil(page_len);
         let limits = PlanLimits {
             max_rows: rows,
+            max_tables,
             max_pages: max_tables.saturating_mul(pages_of_table),
             max_positions,
             num_pages,
@@ -176,18 +192,20 @@ impl Needs {
     }
 }
 
+/// All pages, and the cache over them.
 fn cache(
     device: &Arc<dyn Device>,
     spec: &BackboneSpec,
     sizes: &Sizes,
     Capacity { num_pages, page_len, .. }: Capacity,
-) -> Result<KvCache, ModelError> {
+) -> Result<(Array, KvCache), ModelError> {
     let layout = spec.kv;
     let len = num_pages * page_len * layout.num_kv_heads * layout.head_dim;
     // Nobody reads a position before it was written.
-    let pages = || Array::new(device, sizes.precision, len);
+    let pages = Array::new(device, sizes.precision, 2 * layout.num_layers * len)?;
+    let part = |index: usize| pages.slice(index * len..(index + 1) * len);
     let layers = (0..layout.num_layers)
-        .map(|_| Ok(DeviceKv { keys: pages()?, values: pages()? }))
+        .map(|layer| Ok(DeviceKv { keys: part(2 * layer)?, values: part(2 * layer + 1)? }))
         .collect::<Result<Vec<_>, KernelError>>()?;
-    Ok(KvCache::on_device(layout, num_pages, page_len, layers))
+    Ok((pages, KvCache::on_device(layout, num_pages, page_len, layers)))
 }

@@ -132,6 +132,12 @@ impl DeviceTransformer {
             self.room.as_ref().ok_or(ModelError::BeyondCapacity { what: "rows", got: batch.num_rows(), room: 0 })?;
         check_capacity(batch, room.capacity)?;
         let layers = kv.device_layers()?;
+        if !room.owns(layers) {
+            return Err(ModelError::ForeignCache {
+                expected: "in the cache that was reserved for it",
+                got: "elsewhere",
+            });
+        }
         let (num_rows, num_scored) = (stepped(batch.num_rows()), batch.num_scored());
         let num_rows = num_rows.min(room.capacity.max_rows);
         let step = room.plan.step(&attention_plan(batch, kv)?, num_rows)?;
@@ -236,6 +242,11 @@ impl Backbone for DeviceTransformer {
     }
 
     fn reserve(&mut self, capacity: Capacity) -> Result<KvCache, ModelError> {
+        // Recorded passes know the memory of the room that they were recorded in, and keep it.
+        self.passes = Recordings::new(&self.device);
+        self.heads = Recordings::new(&self.device);
+        self.scores = Recordings::new(&self.device);
+        self.room = None;
         let linears = self.layers.iter().flat_map(Layer::linears);
         let most_sums =
             linears.map(|linear| linear.most_sums(self.device.facts(), capacity.max_rows)).max().unwrap_or(0);

@@ -69,6 +69,7 @@ impl Case {
     pub(crate) fn limits(&self, max_rows: usize) -> PlanLimits {
         PlanLimits {
             max_rows,
+            max_tables: max_rows,
             max_pages: self.num_pages * 4 + 16,
             max_positions: 4096,
             num_pages: self.num_pages,

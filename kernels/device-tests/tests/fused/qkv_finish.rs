@@ -59,7 +59,15 @@ impl Model {
     fn limits(&self, max_rows: usize, num_pages: usize, page_len: usize) -> PlanLimits {
         let HeadShape { num_heads, num_kv_heads, .. } = self.setup.heads;
         let (max_positions, group) = (self.max_positions, num_heads / num_kv_heads);
-        PlanLimits { max_rows, max_pages: 2 * num_pages, max_positions, num_pages, page_len, group }
+        PlanLimits {
+            max_rows,
+            max_tables: max_rows,
+            max_pages: 2 * num_pages,
+            max_positions,
+            num_pages,
+            page_len,
+            group,
+        }
     }
 
     fn width(&self) -> usize {

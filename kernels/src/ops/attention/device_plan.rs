@@ -33,6 +33,8 @@ const MOST_SPLITS: usize = 65535;
 pub struct PlanLimits {
     /// Rows of a step.
     pub max_rows: usize,
+    /// Page tables of a step, each of rows that follow each other.
+    pub max_tables: usize,
     /// Entries of all page tables of a step together.
     pub max_pages: usize,
     /// One past the largest position; rotary tables are as long.
@@ -138,9 +140,10 @@ impl DevicePlan {
     /// # Errors
     /// If a limit is zero or exceeds 32 bits, or there is not enough memory.
     pub fn new(device: &Arc<dyn Device>, limits: PlanLimits) -> Result<Self, KernelError> {
-        let PlanLimits { max_rows, max_pages, max_positions, num_pages, page_len, group } = limits;
+        let PlanLimits { max_rows, max_tables, max_pages, max_positions, num_pages, page_len, group } = limits;
         for (what, size) in [
             ("max_rows", max_rows),
+            ("max_tables", max_tables),
             ("max_pages", max_pages),
             ("max_positions", max_positions),
             ("num_pages", num_pages),
@@ -152,8 +155,7 @@ impl DevicePlan {
             }
             narrow(OP, what, size)?;
         }
-        let largest = limits.largest_shape()?;
-        let bytes = Array::carved_bytes(&limits.parts(largest));
+        let bytes = limits.bytes()?;
         Ok(Self { limits, memory: Array::zeros(device, ElementType::U8, bytes)? })
     }
 
@@ -172,6 +174,11 @@ impl DevicePlan {
         let limits = self.limits;
         check_plan(plan, num_rows, limits)?;
         let mut step = PlanStep::cut(plan, limits)?;
+        let most = limits.most_tiles(num_rows, SPLIT_QUERIES);
+        if step.split_tiles.len() > most {
+            let (index, len) = (step.split_tiles.len(), most + 1);
+            return Err(KernelError::OutOfRange { op: OP, what: "tile of short runs of rows", index, len });
+        }
         let split_rows = step.rows.iter().filter(|row| row.slot != NO_SLOT);
         let longest = split_rows.map(|row| row.visible_end as usize).max().unwrap_or(0);
         step.shape = PlanShape {
@@ -230,6 +237,14 @@ impl DevicePlan {
 }
 
 impl PlanLimits {
+    /// Bytes of a [`DevicePlan`].
+    ///
+    /// # Errors
+    /// As [`PlanLimits::largest_shape`].
+    pub fn bytes(&self) -> Result<usize, KernelError> {
+        Ok(Array::carved_bytes(&self.parts(self.largest_shape()?)))
+    }
+
     /// A shape that asks for as much work space as any.
     ///
     /// # Errors
@@ -249,9 +264,15 @@ impl PlanLimits {
         })
     }
 
-    /// Tiles of `queries` queries that `num_rows` rows need at most: when each has a table of its own.
+    /// Tiles of `queries` queries that `num_rows` rows need at most: when each has a table of its own. Of split tiles a table
+    /// needs no more than a run that is not yet long.
     fn most_tiles(&self, num_rows: usize, queries: usize) -> usize {
-        num_rows.saturating_mul(self.group.div_ceil(queries))
+        let of_rows = num_rows.saturating_mul(self.group.div_ceil(queries));
+        if queries == SPLIT_QUERIES {
+            of_rows.min(self.max_tables.saturating_mul(LONG_RUN.div_ceil(queries)))
+        } else {
+            of_rows
+        }
     }
 
     fn most_splits(&self) -> usize {

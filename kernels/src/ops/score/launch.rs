@@ -27,8 +27,8 @@ const COMBINE: (&str, u32, u32) = (KERNEL_NAMES[4], 32, 0);
 /// Rows that one launch can have.
 const MOST_ROWS: usize = 65535;
 /// Changes, and tokens held down, that there is room for at first.
-const FIRST_ADJUSTMENTS: usize = 4096;
-const FIRST_HELD: usize = 1024;
+const FIRST_ADJUSTMENTS: usize = 1 << 18;
+const FIRST_HELD: usize = 1 << 14;
 
 /// The most that a [`ScoreBatch`] is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
