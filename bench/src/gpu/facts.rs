@@ -110,8 +110,14 @@ impl Facts {
 }
 
 fn matrix_rate(name: &str) -> Option<(f64, &'static str)> {
-    let is_it = |start: &str| name.strip_prefix(start).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric));
-    RATES.into_iter().find(|(start, ..)| is_it(start)).map(|(_, rate, source)| (rate, source))
+    // Behind the name of a server's part comes its memory or socket; behind that of a desktop's another part's name. A slice
+    // of a device has a share of its rate that the name does not tell.
+    let is_it = |start: &str| match name.strip_prefix(start) {
+        Some(rest) => rest.is_empty() || (!start.contains("GeForce") && rest.starts_with([' ', '-'])),
+        None => false,
+    };
+    let found = RATES.into_iter().find(|(start, ..)| is_it(start)).filter(|_| !name.contains("MIG"));
+    found.map(|(_, rate, source)| (rate, source))
 }
 
 /// Adds the copy bandwidth as a cell.
@@ -133,7 +139,10 @@ mod tests {
         assert_eq!(matrix_rate("NVIDIA L4").map(|found| found.0), Some(121e12));
         assert_eq!(matrix_rate("NVIDIA GeForce RTX 3090").map(|found| found.0), Some(71e12));
         assert_eq!(matrix_rate("NVIDIA A100-SXM4-80GB").map(|found| found.0), Some(312e12));
-        assert_eq!(matrix_rate("NVIDIA L40"), None);
+        assert_eq!(matrix_rate("NVIDIA H100 80GB HBM3").map(|found| found.0), Some(989.5e12));
+        for unknown in ["NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-80GB MIG 1g.10gb"] {
+            assert_eq!(matrix_rate(unknown), None, "{unknown}");
+        }
         assert_eq!(matrix_rate("host"), None);
     }
 }
