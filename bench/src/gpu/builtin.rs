@@ -57,7 +57,7 @@ pub(super) fn complete(
         max_tokens: Some(max_tokens),
         decoding: decoding.clone(),
         stop: StopRules { ignore_eos, ..StopRules::default() },
-        frames: true,
+        frames: engine.model().mask_id.is_some(),
         ..Request::new(prompt.clone())
     };
     let streams = engine.submit(prompts.iter().map(request).collect())?;

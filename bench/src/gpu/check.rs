@@ -88,7 +88,7 @@ fn compare(setup: &Setup, name: &str, log: &mut Log) -> anyhow::Result<()> {
     let got = complete(&on_device, &questions, &decoding, (tokens, false))?;
     let num_tokens = on_cpu.model().tokenizer.vocab_size();
     drop((on_cpu, on_device));
-    let mut judge = Judge::new(setup, name, num_tokens)?;
+    let mut judge = Judge::new(&setup.device, name, num_tokens)?;
     let mut verdicts = Verdicts::default();
     for ((prompt, expected), got) in questions.iter().zip(&expected).zip(&got) {
         let is_tie = judge.verdict(prompt, expected, got, tokens)?;
@@ -147,12 +147,12 @@ struct Judge {
 }
 
 impl Judge {
-    fn new(setup: &Setup, name: &str, num_tokens: usize) -> anyhow::Result<Self> {
+    fn new(device: &Arc<dyn Device>, name: &str, num_tokens: usize) -> anyhow::Result<Self> {
         let on_cpu = Lane::new(name, None)?;
         let num_layers = on_cpu.model.spec().kv.num_layers;
         // About 16 roundings a layer, as random as they are, and a wide margin: a wrong kernel is off by the spread.
         let tolerance = 8.0 * HALF_UNIT * (16.0 * num_layers as f64).sqrt();
-        let on_device = Lane::new(name, Some(&setup.device))?;
+        let on_device = Lane::new(name, Some(device))?;
         Ok(Self { on_cpu, on_device, num_tokens, largest: 0.0, worst_error: 0.0, tolerance })
     }
 
@@ -312,10 +312,15 @@ fn jacobi_is_ar(setup: &Setup, name: &str, log: &mut Log) -> anyhow::Result<()> 
     let Effort { num_prompts, tokens } = setup.check;
     let engine = start(name, Some(&setup.device))?;
     let questions = prompts(engine.model(), num_prompts)?;
-    let decoding =
-        |strategy| DecodingOptions { strategy, width: Some(8), adaptive: Some(false), ..DecodingOptions::default() };
-    let ar = complete(&engine, &questions, &decoding(Strategy::Ar), (tokens, false))?;
-    let jacobi = complete(&engine, &questions, &decoding(Strategy::Jacobi), (tokens, false))?;
+    let one = DecodingOptions { strategy: Strategy::Ar, ..DecodingOptions::default() };
+    let block = DecodingOptions {
+        strategy: Strategy::Jacobi,
+        width: Some(8),
+        adaptive: Some(false),
+        ..DecodingOptions::default()
+    };
+    let ar = complete(&engine, &questions, &one, (tokens, false))?;
+    let jacobi = complete(&engine, &questions, &block, (tokens, false))?;
     let equal = ar.iter().zip(&jacobi).filter(|(a, b)| a.tokens == b.tokens).count();
     let verdicts = Verdicts { equal, wrong: ar.len() - equal, ..Verdicts::default() };
     log.add(verdicts.cell(name, "Jacobi of width 8 as AR"))
@@ -360,5 +365,34 @@ mod tests {
         assert_eq!(best(&row, TokenId(1)), TokenId(0));
         assert!((log_probability(&row, TokenId(1)) + std::f64::consts::LN_2).abs() < 1e-12);
         assert_eq!(gap(&row, TokenId(1), TokenId(2)), 8.0);
+    }
+
+    #[test]
+    fn differences_that_are_no_ties_are_seen() {
+        if !device_tests::AVAILABLE {
+            println!("skipped: no C++ compiler");
+            return;
+        }
+        let device: Arc<dyn Device> = device_tests::HostDevice::new(1 << 30, device_tests::Order::Forward);
+        for name in ["leapfrog-ar", "leapfrog-diffusion", "leapfrog-block"] {
+            let engine = start(name, None).unwrap();
+            let questions = prompts(engine.model(), 1).unwrap();
+            let decoding = one_at_a_time(engine.model().attention, 16);
+            let num_tokens = engine.model().tokenizer.vocab_size();
+            let right = complete(&engine, &questions, &decoding, (16, false)).unwrap().remove(0);
+            drop(engine);
+            let mut judge = Judge::new(&device, name, num_tokens).unwrap();
+            let mut verdict = |got: &Output| judge.verdict(&questions[0], &right, got, 16).unwrap();
+            assert_eq!(verdict(&right), None, "{name}");
+            let mut wrong = right.clone();
+            let other = |token: TokenId| TokenId((token.0 + 101) % num_tokens as u32);
+            wrong.tokens[1] = other(wrong.tokens[1]);
+            if let Some(frame) = wrong.frames.get_mut(2) {
+                frame.fixed[0].1 = other(frame.fixed[0].1);
+            }
+            assert_eq!(verdict(&wrong), Some(false), "{name}");
+            let short = Output { tokens: right.tokens[..1].to_vec(), ..right.clone() };
+            assert_eq!(verdict(&short), Some(false), "{name}");
+        }
     }
 }

@@ -80,8 +80,7 @@ fn replay_all(
         Err(reason) => Cell { left_out: Some(reason), ..cell },
         Ok(millis) => {
             let tokens = traces.iter().map(|trace| trace.tokens).sum::<usize>() as f64;
-            let passes =
-                schedules.iter().map(|schedule| schedule.len() - prompt_passes(schedule)).sum::<usize>() as f64;
+            let passes = schedules.iter().map(|schedule| scoring_passes(schedule)).sum::<usize>() as f64;
             let seconds = millis.iter().sum::<f64>() / 1e3;
             Cell { millis, ..cell }
                 .with(figure::TOKENS_PER_S, tokens / seconds)
@@ -101,9 +100,9 @@ fn replay(subject: &mut Subject, schedule: &[Rows]) -> anyhow::Result<f64> {
     schedule.iter().map(|rows| subject.pass(rows)).sum()
 }
 
-/// Passes that only read the prompt, or commit what reading it gives.
-fn prompt_passes(schedule: &[Rows]) -> usize {
-    usize::from(schedule.first().is_some_and(|rows| rows.positions.start == 0 && rows.visibility == Visibility::Causal))
+/// Passes that score a slot; one that only reads the prompt does not.
+fn scoring_passes(schedule: &[Rows]) -> usize {
+    schedule.iter().filter(|rows| !rows.scored.is_empty()).count()
 }
 
 /// The passes of a request.
@@ -143,7 +142,8 @@ fn schedule(steps: &Steps, prompt: usize, shifted: usize) -> Vec<Rows> {
                 let before = if index == 0 { 0 } else { *block_len };
                 once_and(visible(slots.start - before..slots.end), visible(slots.clone()), count)
             });
-            std::iter::once(read).chain(blocks).collect()
+            // What is decided first is in the first block.
+            std::iter::once(Rows { scored: prompt..prompt, ..read }).chain(blocks).collect()
         }
     }
 }
@@ -165,7 +165,7 @@ mod tests {
     fn jacobi_moves_on_by_what_it_accepts() {
         let schedule = schedule(&Steps::Jacobi { width: 4, accepted: vec![1, 3] }, 10, 1);
         assert_eq!(spans(&schedule), [(0..10, 9..10), (10..14, 10..14), (11..15, 11..15)]);
-        assert_eq!(prompt_passes(&schedule), 1);
+        assert_eq!(scoring_passes(&schedule), 3);
     }
 
     #[test]
@@ -175,14 +175,14 @@ mod tests {
         assert_eq!(spans(&schedule(0)), [(0..18, 10..14), (10..14, 10..14), (10..14, 10..14), (0..18, 14..18)]);
         assert_eq!(spans(&schedule(1)), [(0..18, 9..13), (9..14, 9..13), (9..14, 9..13), (0..18, 13..17)]);
         assert!(schedule(0).iter().all(|rows| rows.visibility == Visibility::Through(18)));
-        assert_eq!(prompt_passes(&schedule(0)), 0);
+        assert_eq!(scoring_passes(&schedule(0)), 4);
     }
 
     #[test]
     fn a_full_block_is_fed_with_the_next_one() {
         let schedule = schedule(&Steps::Blocks { block_len: 4, passes: vec![2, 2] }, 10, 0);
-        let expected = [(0..10, 9..10), (10..14, 10..14), (10..14, 10..14), (10..18, 14..18), (14..18, 14..18)];
+        let expected = [(0..10, 10..10), (10..14, 10..14), (10..14, 10..14), (10..18, 14..18), (14..18, 14..18)];
         assert_eq!(spans(&schedule), expected);
-        assert_eq!(prompt_passes(&schedule), 1);
+        assert_eq!(scoring_passes(&schedule), 4);
     }
 }

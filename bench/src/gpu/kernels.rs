@@ -97,7 +97,6 @@ fn attend(setup: &Setup, config: &ModelConfig, rows: usize, context: usize) -> a
     let heads = HeadShape { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
     let pages_of_row = (rows + context).div_ceil(PAGE_LEN);
     let page_values = config.num_kv_heads * PAGE_LEN * config.head_dim;
-    let copies = setup.copies(pages_of_row * page_values * 2 * size_of::<u16>());
     let limits = PlanLimits {
         max_rows: rows,
         max_pages: pages_of_row,
@@ -118,16 +117,18 @@ fn attend(setup: &Setup, config: &ModelConfig, rows: usize, context: usize) -> a
     let output = Array::new(&setup.device, element, rows * padded(width))?;
     let records = Array::new(&setup.device, ElementType::F32, attention_records(shape, heads))?;
     let scale = 1.0 / (heads.head_dim as f32).sqrt();
-    let (mut launches, mut held) = (Vec::new(), Vec::new());
-    for _ in 0..copies {
-        let pages = || random(setup, element, pages_of_row * page_values, |_| true);
-        held.push([pages()?, pages()?]);
-    }
-    for [keys, values] in &held {
+    let cold = || {
+        let pages = random(setup, element, pages_of_row * page_values, |_| true)?;
+        let bytes = 2 * pages.bytes();
+        setup.cold(pages, bytes)
+    };
+    let (keys, values) = (cold()?, cold()?);
+    let mut launches = Vec::new();
+    for (keys, values) in keys.iter().zip(&values) {
         let (q, output, records, plan) = (&q, &output, &records, &plan);
         launches.extend(attention(&Attention { q, keys, values, output, records, plan, shape, heads, scale })?);
     }
-    let millis = setup.replays(&Recording::new(&setup.device, launches)?, copies)?;
+    let millis = setup.replays(&Recording::new(&setup.device, launches)?, keys.len())?;
     let mut bytes = vec![0u8; width * element.size()];
     output.read_bytes(&mut bytes)?;
     anyhow::ensure!(bytes.iter().any(|byte| *byte != 0), "attention gave zeros");

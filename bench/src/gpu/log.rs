@@ -22,9 +22,9 @@ pub(super) mod figure {
     pub(in super::super) const OVER_DEVICE: &str = "x device";
     /// Text tokens a second.
     pub(in super::super) const TOKENS_PER_S: &str = "tokens/s";
-    /// Text tokens a pass, those of the prompt left out.
+    /// Text tokens a pass that scores a slot; AR has 1.
     pub(in super::super) const TOKENS_PER_PASS: &str = "tokens/pass";
-    /// Passes, those of the prompt left out.
+    /// Passes that score a slot.
     pub(in super::super) const PASSES: &str = "passes";
     /// PyTorch's time over ours.
     pub(in super::super) const OVER_OURS: &str = "x ours";

@@ -29,7 +29,7 @@ mod traces;
 
 use std::{fs, path::PathBuf, sync::Arc, time::Instant};
 
-use ::kernels::device::{Device, DeviceFormat, ElementType, Recording};
+use ::kernels::device::{Array, Device, DeviceFormat, ElementType, Recording};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use engine::{Precision, Target};
@@ -50,7 +50,7 @@ const COPY_BYTES: usize = 1 << 30;
 /// Bytes that operands of kernels have together: no cache holds them.
 const COLD_BYTES: usize = 512 << 20;
 /// Copies of operands at most.
-const MOST_COPIES: usize = 64;
+const MOST_COPIES: usize = 1024;
 /// Requests of each strategy that are recorded and replayed.
 const TRACES: usize = 8;
 /// Positions beyond the longest context: the widest pass or a canvas with its prompt.
@@ -233,6 +233,17 @@ impl Setup {
     /// Copies of operands that no cache holds together.
     fn copies(&self, bytes: usize) -> usize {
         (self.cold_bytes / bytes.max(1) + 1).min(MOST_COPIES)
+    }
+
+    /// Such copies of an array, itself among them.
+    fn cold(&self, first: Array, bytes: usize) -> anyhow::Result<Vec<Array>> {
+        let mut all = vec![first];
+        for _ in 1..self.copies(bytes) {
+            let copy = Array::new(&self.device, all[0].element(), all[0].len())?;
+            all[0].copy_to(&copy)?;
+            all.push(copy);
+        }
+        Ok(all)
     }
 
     /// Milliseconds of each of the `count` pieces of work of a recording, by round.

@@ -57,18 +57,15 @@ pub(super) fn run(setup: &Setup, models: &[(String, ModelConfig)], log: &mut Log
 fn logits(setup: &Setup, rows: usize, vocab: usize) -> anyhow::Result<Vec<Array>> {
     let mut random = SplitMix(rows as u64);
     let numbers: Vec<f32> = (0..vocab).map(|_| 3.0 * random.normal()).collect();
-    (0..setup.copies(rows * vocab * size_of::<f32>()))
-        .map(|copy| {
-            let logits = Array::new(&setup.device, ElementType::F32, rows * vocab)?;
-            for row in 0..rows {
-                // The same numbers, the likeliest elsewhere.
-                let turn = (1 + row + copy * rows) * 7919 % vocab;
-                logits.write(row * vocab, &numbers[turn..])?;
-                logits.write((row + 1) * vocab - turn, &numbers[..turn])?;
-            }
-            Ok(logits)
-        })
-        .collect()
+    let logits = Array::new(&setup.device, ElementType::F32, rows * vocab)?;
+    for row in 0..rows {
+        // The same numbers, the likeliest elsewhere.
+        let turn = (1 + row) * 7919 % vocab;
+        logits.write(row * vocab, &numbers[turn..])?;
+        logits.write((row + 1) * vocab - turn, &numbers[..turn])?;
+    }
+    let bytes = logits.bytes();
+    setup.cold(logits, bytes)
 }
 
 /// Milliseconds of one reduction, by round.
