@@ -4,11 +4,12 @@
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
 //! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
 //! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
-//! drives a running server with many clients that come and go. `ipw` asks a running server for accuracy and energy per query.
+//! drives a running server with many clients that come and go. `gpu` measures the CUDA engine. `ipw` asks a running server for accuracy and energy per query.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
 mod canvas;
+mod gpu;
 mod hardware;
 mod ipw;
 mod lla;
@@ -52,6 +53,8 @@ enum Command {
     Mixers(mixers::MixersArgs),
     /// Local linear attention: time, memory, steps and accuracy, beside its dense form and softmax attention.
     Lla(lla::LlaArgs),
+    /// The CUDA engine: correctness, passes, steps, strategies and kernels against the limits of the device; PyTorch beside it.
+    Gpu(Box<gpu::GpuArgs>),
     /// Many clients with random disconnects against a running server; fails if anything leaks or hangs.
     Soak(soak::SoakArgs),
     /// Accuracy per watt and per joule of each strategy of a running server, as the paper "Intelligence per Watt" defines them.
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Zoo(args) => zoo::run(&args),
         Command::Mixers(args) => mixers::run(&args),
         Command::Lla(args) => lla::run(&args),
+        Command::Gpu(args) => gpu::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Ipw(args) => ipw::run(&args),
     }

@@ -1,5 +1,7 @@
-//! Shapes of published models. The weights are made up on the device, so nothing is downloaded; time and traffic depend on
+//! Shapes of published models, from their `config.json`; context lengths are raised where cells would not fit. The weights are made up on the device, so nothing is downloaded; time and traffic depend on
 //! the shape alone.
+
+use std::path::Path;
 
 use anyhow::Context;
 use models::{ConfigHints, ModelConfig};
@@ -79,8 +81,82 @@ impl Shape {
 
     /// The config, as a model is loaded with.
     pub(crate) fn config(self) -> anyhow::Result<ModelConfig> {
-        let hints = ConfigHints { id: self.name(), attention: None };
-        ModelConfig::from_hf_json(&self.keys().to_string(), self.name(), &hints)
+        ModelConfig::from_hf_json(&self.keys().to_string(), Path::new(self.name()), &ConfigHints::default())
             .with_context(|| format!("the config of {}", self.name()))
+    }
+}
+
+/// Parameters of the matrices that every row is multiplied with: all but an embedding of its own, norms and biases.
+pub(super) fn matrix_params(config: &ModelConfig) -> usize {
+    let matrices = matrices(config);
+    let layer: usize = matrices.iter().map(Matrix::params).sum();
+    config.num_layers * layer + config.vocab_size * config.hidden_size
+}
+
+/// The matrix products of one layer as they are launched: layers of one input side by side.
+pub(super) fn matrices(config: &ModelConfig) -> [Matrix; 4] {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    [
+        Matrix { name: "qkv", parts: vec![q, kv, kv], inputs: hidden },
+        Matrix { name: "output", parts: vec![hidden], inputs: q },
+        Matrix { name: "gate and up", parts: vec![inner, inner], inputs: hidden },
+        Matrix { name: "down", parts: vec![hidden], inputs: inner },
+    ]
+}
+
+/// One matrix product of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Matrix {
+    pub(super) name: &'static str,
+    /// Outputs of the weights that lie side by side.
+    pub(super) parts: Vec<usize>,
+    pub(super) inputs: usize,
+}
+
+impl Matrix {
+    fn params(&self) -> usize {
+        self.parts.iter().sum::<usize>() * self.inputs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parameters as published with the models, embeddings included: LLaDA 8.02 B (its model card), Dream 7.62 B and
+    /// SDAR-4B (Qwen2.5-7B and Qwen3-4B, their parents; SDAR has a head of its own), Llama 2 6.74 B, SmolLM2 134.5 M.
+    #[test]
+    fn shapes_have_the_published_numbers_of_parameters() {
+        let count = |shape: Shape| {
+            let config = shape.config().unwrap();
+            let own_embedding = if config.tie_embeddings { 0 } else { config.vocab_size * config.hidden_size };
+            (matrix_params(&config) + own_embedding) as f64
+        };
+        for (shape, published) in [
+            (Shape::Llada8B, 8.02e9),
+            (Shape::Dream7B, 7.62e9),
+            (Shape::Sdar4B, 4.41e9),
+            (Shape::Llama2_7B, 6.74e9),
+            (Shape::SmolLm2, 134.5e6),
+        ] {
+            let ratio = count(shape) / published;
+            assert!(
+                (0.995..1.005).contains(&ratio),
+                "{}: {} parameters, published {published}",
+                shape.name(),
+                count(shape)
+            );
+        }
+    }
+
+    #[test]
+    fn families_have_their_attention() {
+        use models::AttentionKind;
+        assert_eq!(Shape::Llada8B.config().unwrap().attention, AttentionKind::Full);
+        assert_eq!(Shape::Dream7B.config().unwrap().attention, AttentionKind::Full);
+        assert!(matches!(Shape::Sdar4B.config().unwrap().attention, AttentionKind::BlockCausal { block_len: 4, .. }));
+        assert_eq!(Shape::Llama2_7B.config().unwrap().attention, AttentionKind::Causal);
+        assert!(Shape::Dream7B.config().unwrap().qkv_bias && Shape::Sdar4B.config().unwrap().qk_norm);
     }
 }

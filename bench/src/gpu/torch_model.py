@@ -4,13 +4,14 @@ scaled_dot_product_attention over a preallocated cache, one CUDA graph for each 
 Reads one JSON object from standard input:
 
     {"hidden": .., "layers": .., "heads": .., "kv_heads": .., "head_dim": .., "ffn": .., "vocab": .., "qkv_bias": bool,
-     "qk_norm": bool, "dtype": "bf16" | "f16", "causal": bool, "cells": [[rows, context], ..], "rounds": n,
-     "variants": ["graph", "compile"], "budget_s": s}
+     "qk_norm": bool, "dtype": "bf16" | "f16", "causal": bool,
+     "cells": [["graph" | "compile", rows, context], ..], "rounds": n, "repeats": n, "budget_s": s}
 
-and prints one JSON object a line: {"torch": version, "device": name} first, then for each cell and variant
+and prints one JSON object a line: {"torch": version, "device": name} first, then for each cell
 {"variant", "rows", "context", "ms": [..]}, the time of a pass that also takes the likeliest token of each row, in
-milliseconds of device time. {"error": text} says why something could not be measured. Exits with 3 if there is no torch
-or no CUDA device.
+milliseconds of device time; each of the rounds is the mean of passes that are given at once. A cell with "error" in place
+of "ms" could not be measured. {"error": text} alone says why nothing could, with exit code 3: there is no torch or no CUDA
+device.
 """
 
 import json
@@ -119,34 +120,38 @@ def measure(forward, rows, context):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         forward(tokens, positions, end)
+    graph.replay()
     times = []
-    for _ in range(GIVEN["rounds"] + 2):
+    for _ in range(GIVEN["rounds"]):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        graph.replay()
+        for _ in range(GIVEN["repeats"]):
+            graph.replay()
         stop.record()
         stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return times[2:]
+        times.append(start.elapsed_time(stop) / GIVEN["repeats"])
+    return times
 
 
 def main():
     tell(torch=torch.__version__, device=torch.cuda.get_device_name())
     torch.manual_seed(0)
     with torch.inference_mode():
-        model = Model(max(rows + context for rows, context in GIVEN["cells"]))
-        for variant in GIVEN["variants"]:
-            for rows, context in GIVEN["cells"]:
-                if time.monotonic() - BEGAN > GIVEN["budget_s"]:
-                    tell(variant=variant, rows=rows, context=context, error="the time for PyTorch is spent")
-                    continue
-                forward = model.forward
-                if variant == "compile":
-                    forward = torch.compile(model.forward, dynamic=False)
-                try:
-                    tell(variant=variant, rows=rows, context=context, ms=measure(forward, rows, context))
-                except Exception as error:  # one cell that fails leaves the others
-                    tell(variant=variant, rows=rows, context=context, error=str(error).splitlines()[0][:200])
+        model = Model(max(rows + context for _, rows, context in GIVEN["cells"]))
+        for variant, rows, context in GIVEN["cells"]:
+            if time.monotonic() - BEGAN > GIVEN["budget_s"]:
+                tell(variant=variant, rows=rows, context=context, error="the time for PyTorch is spent")
+                continue
+            forward = model.forward
+            if variant == "compile":
+                # Each cell is compiled for its own sizes; code of earlier ones counts against a limit.
+                torch._dynamo.reset()
+                forward = torch.compile(model.forward, dynamic=False)
+            try:
+                tell(variant=variant, rows=rows, context=context, ms=measure(forward, rows, context))
+            except Exception as error:  # one cell that fails leaves the others
+                lines = str(error).splitlines() or [type(error).__name__]
+                tell(variant=variant, rows=rows, context=context, error=lines[0][:200])
 
 
 main()

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use kernels::device::{
-    AddNorm, Array, Device, DeviceFacts, DeviceFormat, DeviceLinear, DeviceWeight, Launch, PlanShape, ScoreQuery,
-    ScoreResult, ScoreShape, add_norm, embed, matmul, run,
+use kernels::{
+    KernelError,
+    device::{
+        AddNorm, Array, Device, DeviceFacts, DeviceFormat, DeviceLinear, DeviceWeight, Launch, PlanShape, ScoreQuery,
+        ScoreResult, ScoreShape, add_norm, embed, matmul, run,
+    },
 };
 
 use super::{
@@ -67,6 +70,58 @@ impl DeviceTransformer {
         Self::load(config, &mut MadeUp { device: Arc::clone(device), precision, format, seed })
     }
 
+    /// Milliseconds that a pass takes on the device, its logits and their scores included: the mean of `repeats` passes
+    /// that are given at once after two that warm up, so that the device never waits for the host. `queries` are one a
+    /// scored row.
+    ///
+    /// # Errors
+    /// Those of [`RowScorer::forward_scored`], and if `repeats` is zero.
+    pub fn pass_millis(
+        &mut self,
+        batch: &ForwardBatch<'_>,
+        kv: &KvCache,
+        queries: &[ScoreQuery],
+        repeats: usize,
+    ) -> Result<f64, ModelError> {
+        if queries.len() != batch.num_scored() {
+            return Err(ModelError::QueryCount { expected: batch.num_scored(), got: queries.len() });
+        }
+        if repeats == 0 {
+            return Err(KernelError::Zero { op: "pass", what: "repeats" }.into());
+        }
+        let shape = self.write(batch, kv)?;
+        // A shape is launched at first, and recorded when it comes again.
+        self.give_passes(shape, kv, queries, 2)?;
+        let device = Arc::clone(&self.device);
+        let mut failure = None;
+        let millis = device.millis(&mut || {
+            failure = self.give_passes(shape, kv, queries, repeats).err();
+            Ok(())
+        })?;
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(f64::from(millis) / repeats as f64),
+        }
+    }
+
+    /// Gives the same pass to the device several times, with its logits and scores. Does not wait.
+    fn give_passes(
+        &mut self,
+        shape: PassShape,
+        kv: &KvCache,
+        queries: &[ScoreQuery],
+        repeats: usize,
+    ) -> Result<(), ModelError> {
+        for _ in 0..repeats {
+            self.start(shape, kv)?;
+            for (first, count) in self.turns(queries.len()) {
+                self.give_head(first, count)?;
+                self.give_scores(&queries[first..first + count])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the weights that `config` asks for out of `source`.
     pub(crate) fn load(config: &ModelConfig, source: &mut dyn DeviceSource) -> Result<Self, ModelError> {
         check_kernels(config)?;
@@ -127,26 +182,36 @@ impl DeviceTransformer {
 
     /// Gives a pass to the device, up to the scored rows before the head. Does not wait. Returns how many are scored.
     fn give(&mut self, batch: &ForwardBatch<'_>, kv: &KvCache) -> Result<usize, ModelError> {
+        let shape = self.write(batch, kv)?;
+        self.start(shape, kv)?;
+        Ok(batch.num_scored())
+    }
+
+    /// Writes what changes from pass to pass to the device. Returns the shape whose launches run the pass.
+    fn write(&self, batch: &ForwardBatch<'_>, kv: &KvCache) -> Result<PassShape, ModelError> {
         batch.check(&self.spec, kv)?;
         let room =
             self.room.as_ref().ok_or(ModelError::BeyondCapacity { what: "rows", got: batch.num_rows(), room: 0 })?;
         check_capacity(batch, room.capacity)?;
-        let layers = kv.device_layers()?;
-        if !room.owns(layers) {
+        if !room.owns(kv.device_layers()?) {
             return Err(ModelError::ForeignCache {
                 expected: "in the cache that was reserved for it",
                 got: "elsewhere",
             });
         }
-        let (num_rows, num_scored) = (stepped(batch.num_rows()), batch.num_scored());
-        let num_rows = num_rows.min(room.capacity.max_rows);
+        let num_rows = stepped(batch.num_rows()).min(room.capacity.max_rows);
         let step = room.plan.step(&attention_plan(batch, kv)?, num_rows)?;
         room.plan.write(&step)?;
         write_rows(room, batch, num_rows)?;
-        let shape = PassShape { plan: step.shape(), num_scored: stepped(num_scored).min(num_rows) };
-        let (model, room) = (&Parts::of(&self.embedding, &self.layers, &self.norm, &self.sizes), room);
-        self.passes.run(shape, || model.launches(room, layers, shape))?;
-        Ok(num_scored)
+        Ok(PassShape { plan: step.shape(), num_scored: stepped(batch.num_scored()).min(num_rows) })
+    }
+
+    /// Gives the launches of a shape to the device.
+    fn start(&mut self, shape: PassShape, kv: &KvCache) -> Result<(), ModelError> {
+        let Some(room) = &self.room else { return Ok(()) };
+        let layers = kv.device_layers()?;
+        let model = &Parts::of(&self.embedding, &self.layers, &self.norm, &self.sizes);
+        self.passes.run(shape, || model.launches(room, layers, shape))
     }
 
     /// Gives the head for some of the scored rows to the device: their logits then lie at the start of `logits`.
@@ -163,11 +228,16 @@ impl DeviceTransformer {
 
     /// Scores the logits that are there. Waits.
     fn score(&mut self, queries: &[ScoreQuery]) -> Result<Vec<ScoreResult>, ModelError> {
-        let Some(room) = &mut self.room else { return Ok(Vec::new()) };
+        self.give_scores(queries)?;
+        self.room.as_ref().map_or(Ok(Vec::new()), |room| Ok(room.score.read()?))
+    }
+
+    /// Gives the scores of the logits that are there to the device. Does not wait.
+    fn give_scores(&mut self, queries: &[ScoreQuery]) -> Result<(), ModelError> {
+        let Some(room) = &mut self.room else { return Ok(()) };
         let shape = room.score.prepare(queries)?;
         let (score, logits) = (&room.score, &room.logits);
-        self.scores.run(shape, || Ok(score.launches(&shape, logits)?))?;
-        Ok(score.read()?)
+        self.scores.run(shape, || Ok(score.launches(&shape, logits)?))
     }
 
     /// Ranges of scored rows whose logits are there at a time.
