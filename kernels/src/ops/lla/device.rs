@@ -321,7 +321,8 @@ impl LlaDevicePlan {
         Ok(Self { sizes, tiles, visible, pages, table_starts, page_end: plan.page_end() })
     }
 
-    /// The same for an output whose rows start `output_stride` values apart; there are none between them else.
+    /// The same for an output whose rows start `output_stride` values apart, where they follow each other without gaps
+    /// otherwise. Kernels fill the gaps with zeros.
     ///
     /// # Errors
     /// If a row has more values than that, or the stride exceeds 32 bits.

@@ -6,8 +6,9 @@
 //! *One way for all rows.* Every query sums the second moments of its keys, whether its row comes alone, in a block or in
 //! a prompt. In that way queries share nothing: no tile, no range check, no count of steps, and splits start at the first
 //! position that the row itself sees. So a row has the same bits in every step. Tiles of rows, the other way, would give a
-//! row other bits than this one, and what a tile takes in fp16 depends on all of its rows. They take fewer products for a
-//! prompt with heads of 128 values, about as many with heads of 64.
+//! row other bits than this one, and what a tile takes in fp16 depends on all of its rows. The price: for each key a tile
+//! takes three vectors' worth of products a step, the moments as many vectors' worth as a head has values. A prompt whose
+//! systems need fewer steps than a third of the head size is dearer this way.
 //!
 //! *Rows in turns.* The moments of a query and a split are a matrix, so those of all rows of a prompt would not fit. A
 //! step with more rows than the work space holds takes them in turns, each with launches of its own.
