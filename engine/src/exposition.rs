@@ -138,8 +138,8 @@ impl Page<'_, '_> {
         help: &str,
         of: fn(&SolverMetrics) -> Option<&M>,
     ) -> fmt::Result {
-        let instrument = |(model, metrics): &'_ (String, Metrics)| Some((model.clone(), of(metrics.solver.as_ref()?)?));
-        let mut engines = self.engines.iter().filter_map(instrument).peekable();
+        let engines = self.engines.iter();
+        let mut engines = engines.filter_map(|(model, m)| Some((model, of(m.solver.as_ref()?)?))).peekable();
         if engines.peek().is_none() {
             return Ok(());
         }

@@ -185,7 +185,7 @@ fn a_recording_runs_the_step_that_is_there_if_it_is_of_its_shape() {
     subject.check(&download(&subject.output), &first, 9);
 
     let mut second = case(&[(1, 2, 30), (0, 0, 270)], 202);
-    (second.keys, second.values) = (first.keys.clone(), first.values.clone());
+    (second.keys, second.values) = (first.keys, first.values);
     assert_eq!(subject.write(&second, 9), shape);
     recording.replay().unwrap();
     let output = download(&subject.output);
