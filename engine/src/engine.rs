@@ -314,7 +314,8 @@ fn prepare(
     };
     let meter = EngineMeter::new(energy, &id, arithmetic, backbone.device().map(|facts| facts.uuid.as_str()));
     let metrics = Metrics {
-        solver: spec.has_solver.then(SolverMetrics::new),
+        // A device reports no details.
+        solver: spec.has_solver.then(|| SolverMetrics::new(backbone.device().is_none())),
         canvas: spec.mask_id.map(|_| CanvasMetrics::default()),
         ..Metrics::new()
     };

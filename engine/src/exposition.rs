@@ -130,20 +130,22 @@ impl Page<'_, '_> {
         Ok(())
     }
 
-    /// An instrument of the engines whose models solve systems. Without such an engine the name is left out.
+    /// An instrument of the engines whose models solve systems, where it is counted. Without such an engine the name is left
+    /// out.
     pub(crate) fn solver<M: EncodeMetric + TypedMetric>(
         &mut self,
         name: &str,
         help: &str,
-        of: fn(&SolverMetrics) -> &M,
+        of: fn(&SolverMetrics) -> Option<&M>,
     ) -> fmt::Result {
-        let mut engines = self.engines.iter().filter_map(|(model, m)| Some((model, m.solver.as_ref()?))).peekable();
+        let engines = self.engines.iter();
+        let mut engines = engines.filter_map(|(model, m)| Some((model, of(m.solver.as_ref()?)?))).peekable();
         if engines.peek().is_none() {
             return Ok(());
         }
         let mut encoder = self.encoder.encode_descriptor(name, &format!("{help}."), None, M::TYPE)?;
-        for (model, metrics) in engines {
-            of(metrics).encode(encoder.encode_family(&Labels { model, more: None })?)?;
+        for (model, metric) in engines {
+            metric.encode(encoder.encode_family(&Labels { model, more: None })?)?;
         }
         Ok(())
     }
@@ -182,7 +184,7 @@ impl EncodeLabelSet for Labels<'_> {
 
 #[cfg(test)]
 mod tests {
-    use models::SolverReport;
+    use models::{SolverDetails, SolverReport};
     use prometheus_client::{encoding::text, registry::Registry};
 
     use super::*;
@@ -251,21 +253,31 @@ mod tests {
 
     #[test]
     fn only_engines_that_solve_systems_say_how_that_went() {
-        let solving = Metrics { solver: Some(SolverMetrics::new()), ..Metrics::new() };
+        let solving = Metrics { solver: Some(SolverMetrics::new(true)), ..Metrics::new() };
+        let on_device = Metrics { solver: Some(SolverMetrics::new(false)), ..Metrics::new() };
         let report = SolverReport {
             num_queries: 12,
-            iterations: vec![1, 0, 0, 8, 0, 3],
+            num_steps: 39,
+            most_steps: 5,
             num_capped: 3,
-            num_frozen: 2,
             num_fallbacks: 4,
+            details: None,
+        };
+        let details = SolverDetails {
+            iterations: vec![1, 0, 0, 8, 0, 3],
+            num_frozen: 2,
             num_weak_ridges: 5,
             largest_eta: 6.5,
             changes: vec![0.25, f64::NAN, 1.25],
         };
+        let smaller = SolverDetails { largest_eta: 0.5, changes: vec![], ..details.clone() };
+        on_device.solver.as_ref().unwrap().observe(&report);
         let solver = solving.solver.as_ref().unwrap();
-        solver.observe(&report);
-        solver.observe(&SolverReport { largest_eta: 0.5, changes: vec![], ..report });
-        let page = page(vec![("plain".into(), Metrics::new()), ("lla".into(), solving)]);
+        for details in [details, smaller] {
+            solver.observe(&SolverReport { details: Some(details), ..report.clone() });
+        }
+        let alone = page(vec![("gpu".into(), on_device.clone())]);
+        let page = page(vec![("plain".into(), Metrics::new()), ("lla".into(), solving), ("gpu".into(), on_device)]);
         for line in [
             "# TYPE leapfrog_lla_queries counter",
             r#"leapfrog_lla_queries_total{model="lla"} 24"#,
@@ -288,5 +300,18 @@ mod tests {
         }
         let of_plain = |line: &str| line.contains("leapfrog_lla") && line.contains(r#"model="plain""#);
         assert!(!page.lines().any(of_plain), "{page}");
+        // What a device does not count has no sample, and no description if nobody counts it.
+        let of_device = |page: &str| {
+            let lines = page.lines().filter(|line| line.starts_with("leapfrog_lla") && line.contains(r#"model="gpu""#));
+            lines.map(String::from).collect::<Vec<_>>()
+        };
+        let counted = ["queries_total 12", "capped_total 3", "fallbacks_total 4"].map(|counted| {
+            let (name, count) = counted.split_once(' ').unwrap();
+            format!(r#"leapfrog_lla_{name}{{model="gpu"}} {count}"#)
+        });
+        assert_eq!((of_device(&page), of_device(&alone)), (counted.to_vec(), counted.to_vec()));
+        for name in ["iterations", "frozen", "weak_ridges", "largest_eta", "change"] {
+            assert!(!alone.contains(&format!("leapfrog_lla_{name}")), "{alone}");
+        }
     }
 }

@@ -57,7 +57,7 @@ pub use config::{AttentionChoice, ConfigHints, Family, LlaConfig, MixerConfig, M
 pub use error::ModelError;
 pub use kv::{KvCache, KvTable, PageId};
 pub use loader::{Activations, LoadSummary, Quantize, WeightStore};
-pub use solver::SolverReport;
+pub use solver::{SolverDetails, SolverReport};
 pub use source::{
     DiffusionHints, GenerationDefaults, JacobiHints, LoadOptions, LoadedModel, ModelSource, Precision, Target,
 };

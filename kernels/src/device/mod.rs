@@ -35,6 +35,7 @@ pub use crate::ops::lla::launch::{
     LlaSlope, LlaTensors, LlaUploadedPlan, LlaUploadedRidge, LlaWay, LlaWork, lla_launches,
 };
 pub use crate::ops::lla::launches::LlaLaunch;
+pub use crate::ops::lla::room::{LlaCall, LlaLimits, LlaRoom, LlaStep, LlaStepShape};
 pub use crate::ops::matmul::{
     DeviceFormat, DeviceLinear, DeviceWeight, EmbedParams, MatmulParams, MatmulPart, RandomParams, embed, matmul,
 };

@@ -42,6 +42,18 @@ impl LlaConfig {
         // The exponent is never above zero, so that nothing overflows.
         (self.ridge_floor + theta.max(0.0) + (-theta.abs()).exp().ln_1p()) as f32
     }
+
+    /// [`Self::ridge`] of all heads; as an error, the value whose ridge is not finite, in words.
+    pub(crate) fn ridges(&self, theta: &[f32]) -> Result<Vec<f32>, String> {
+        let ridges: Vec<f32> = theta.iter().map(|theta| self.ridge(*theta)).collect();
+        match ridges.iter().zip(theta).find(|(ridge, _)| !ridge.is_finite()) {
+            None => Ok(ridges),
+            Some((_, theta)) => {
+                let floor = self.ridge_floor;
+                Err(format!("{theta}, whose ridge above the floor of {floor} is infinite in f32"))
+            }
+        }
+    }
 }
 
 /// The keys of `config.json`.

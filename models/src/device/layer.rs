@@ -1,14 +1,18 @@
 //! What a layer gives to the device.
 
-use kernels::device::{
-    AddNorm, Array, Attention, DeviceFacts, DeviceLinear, DeviceWeight, ElementType, HeadNorm, HeadShape, Launch,
-    PartialSums, PlanShape, QkvFinish, Rotary, SwigluFinish, add_norm, attention, matmul, qkv_finish, swiglu_finish,
+use kernels::{
+    Ridge,
+    device::{
+        AddNorm, Array, Attention, DeviceFacts, DeviceLinear, DeviceWeight, ElementType, HeadNorm, HeadShape, Launch,
+        LlaCall, LlaRounds, LlaUploadedRidge, PartialSums, QkvFinish, Rotary, SwigluFinish, add_norm, attention,
+        matmul, qkv_finish, swiglu_finish,
+    },
 };
 
-use super::room::Room;
+use super::{room::Room, transformer::PassShape};
 use crate::{
     ModelError,
-    config::{ModelConfig, Qkv},
+    config::{LlaConfig, MixerConfig, ModelConfig, Qkv, RIDGE},
     kv::DeviceKv,
     loader::device::DeviceSource,
 };
@@ -32,13 +36,17 @@ impl Sizes {
     pub(super) fn new(config: &ModelConfig, precision: ElementType) -> Self {
         let heads =
             HeadShape { num_heads: config.num_heads, num_kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+        let scale = match config.mixer {
+            MixerConfig::LocalLinear(LlaConfig { scale, .. }) => scale,
+            MixerConfig::Softmax => None,
+        };
         Self {
             hidden: config.hidden_size,
             inner: config.intermediate_size,
             heads,
             half: config.rotary_dims / 2,
             norm_eps: config.norm_eps as f32,
-            scale: 1.0 / (config.head_dim as f32).sqrt(),
+            scale: scale.unwrap_or(1.0 / (config.head_dim as f32).sqrt()),
             precision,
         }
     }
@@ -52,10 +60,63 @@ pub(super) struct Layer {
     qkv: Linear,
     /// f32, `[head_dim]` each: of q and of k.
     head_norms: Option<[Array; 2]>,
+    mixer: Mixer,
     output: Linear,
     mlp_norm: Array,
     gate_up: Linear,
     down: Linear,
+}
+
+/// How rows of a layer mix the values that they see.
+#[derive(Debug)]
+enum Mixer {
+    Softmax,
+    LocalLinear { ridge: LlaUploadedRidge, rounds: LlaRounds },
+}
+
+impl Mixer {
+    /// `prefix` is that of the layer.
+    fn load(source: &mut dyn DeviceSource, prefix: &str, config: &ModelConfig) -> Result<Self, ModelError> {
+        let MixerConfig::LocalLinear(lla) = &config.mixer else { return Ok(Self::Softmax) };
+        let name = format!("{prefix}.{RIDGE}");
+        let theta = source.vector(&name, config.num_heads)?.read::<f32>()?;
+        let ridges = lla.ridges(&theta).map_err(|value| source.bad_value(&name, &value))?;
+        let ridge = LlaUploadedRidge::new(source.device(), Ridge::PerHead(&ridges))?;
+        Ok(Self::LocalLinear { ridge, rounds: LlaRounds::from(lla.solver) })
+    }
+
+    fn num_params(&self, heads: HeadShape) -> usize {
+        match self {
+            Self::Softmax => 0,
+            Self::LocalLinear { .. } => heads.num_heads,
+        }
+    }
+
+    /// The launches from queries to what the output layer reads.
+    fn launches(
+        &self,
+        (room, kv, sizes): (&Room, &DeviceKv, &Sizes),
+        shape: PassShape,
+    ) -> Result<Vec<Launch>, ModelError> {
+        let (q, keys, values, output, scale) = (&room.q, &kv.keys, &kv.values, &room.mixed, sizes.scale);
+        match (self, room.lla.as_ref().zip(shape.lla)) {
+            (Self::Softmax, None) => Ok(attention(&Attention {
+                q,
+                keys,
+                values,
+                plan: &room.plan,
+                shape: shape.plan,
+                heads: sizes.heads,
+                scale,
+                output,
+                records: &room.records,
+            })?),
+            (Self::LocalLinear { ridge, rounds }, Some((lla, shape))) => {
+                Ok(lla.launches(shape, &LlaCall { q, keys, values, output, ridge, rounds: *rounds, scale })?)
+            }
+            _ => unreachable!("a room is made for the mixer of its model"),
+        }
+    }
 }
 
 /// A matrix product, with the bias that the next launch adds.
@@ -137,6 +198,7 @@ impl Layer {
             attention_norm: source.vector(&format!("{prefix}.{}.weight", names.attention_norm), hidden)?,
             qkv: Linear::load(source, &qkv, hidden, config.qkv_bias)?,
             head_norms,
+            mixer: Mixer::load(source, &prefix, config)?,
             output: Linear::load(source, &[(name(names.output), hidden)], q_dim, config.output_bias)?,
             mlp_norm: source.vector(&format!("{prefix}.{}.weight", names.mlp_norm), hidden)?,
             gate_up: Linear::load(source, &[(gate, inner), (up, inner)], hidden, config.mlp_bias)?,
@@ -148,10 +210,10 @@ impl Layer {
         [&self.qkv, &self.output, &self.gate_up, &self.down]
     }
 
-    /// Parameters of the norms.
-    pub(super) fn num_norm_params(&self) -> usize {
+    /// Parameters of the norms and of the mixer.
+    pub(super) fn num_vector_params(&self, sizes: &Sizes) -> usize {
         let heads = self.head_norms.iter().flatten().map(Array::len).sum::<usize>();
-        self.attention_norm.len() + self.mlp_norm.len() + heads
+        self.attention_norm.len() + self.mlp_norm.len() + heads + self.mixer.num_params(sizes.heads)
     }
 
     /// Adds the launches of the layer. `before` is what the layer before it leaves to add to the residual stream; returned
@@ -159,11 +221,11 @@ impl Layer {
     pub(super) fn launch(
         &self,
         (room, kv, sizes): (&Room, &DeviceKv, &Sizes),
-        shape: PlanShape,
+        shape: PassShape,
         before: Option<&PartialSums>,
         launches: &mut Vec<Launch>,
     ) -> Result<PartialSums, ModelError> {
-        let rows = shape.num_rows();
+        let rows = shape.plan.num_rows();
         let norm = |partials: Option<&PartialSums>, weight: &Array| {
             add_norm(&AddNorm {
                 residual: &room.residual,
@@ -184,7 +246,7 @@ impl Layer {
         launches.push(qkv_finish(&QkvFinish {
             partials: &qkv,
             plan: &room.plan,
-            shape,
+            shape: shape.plan,
             heads: sizes.heads,
             norm: head_norm,
             rotary: Some(Rotary { cos, sin, half: sizes.half }),
@@ -192,17 +254,7 @@ impl Layer {
             keys: &kv.keys,
             values: &kv.values,
         })?);
-        launches.extend(attention(&Attention {
-            q: &room.q,
-            keys: &kv.keys,
-            values: &kv.values,
-            plan: &room.plan,
-            shape,
-            heads: sizes.heads,
-            scale: sizes.scale,
-            output: &room.mixed,
-            records: &room.records,
-        })?);
+        launches.extend(self.mixer.launches((room, kv, sizes), shape)?);
         let mixed = self.output.launch((&room.mixed, &room.sums, rows), launches)?;
         launches.push(norm(Some(&mixed), &self.mlp_norm)?);
         let gate_up = self.gate_up.launch((&room.normed, &room.sums, rows), launches)?;

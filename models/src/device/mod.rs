@@ -15,7 +15,7 @@
 //! small record a scored row comes back.
 //!
 //! The residual stream and all sums are f32; inputs of matrix products, queries, keys and values are in the 16-bit type
-//! of the model ([`Precision`](crate::Precision)). The order of every sum depends on the shape of the weights and on
+//! of the model ([`Precision`](crate::Precision)); systems of local linear attention are solved in f32. The order of every sum depends on the shape of the weights and on
 //! positions, never on the number of rows: a row has the same bits whatever else is in the batch.
 
 mod layer;

@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use kernels::{
     KernelError,
-    device::{Array, Device, DevicePlan, ElementType, PlanLimits, ScoreBatch, ScoreSizes, attention_records, padded},
+    device::{
+        Array, Device, DevicePlan, ElementType, HeadShape, LlaLimits, LlaRoom, PlanLimits, ScoreBatch, ScoreSizes,
+        attention_records, padded,
+    },
+    reference::LlaShape,
 };
 
 use super::layer::Sizes;
-use crate::{BackboneSpec, Capacity, KvCache, ModelConfig, ModelError, kv::DeviceKv, layers::rope_values};
+use crate::{
+    BackboneSpec, Capacity, KvCache, ModelConfig, ModelError, config::MixerConfig, kv::DeviceKv, layers::rope_values,
+};
 
 const MIB: u64 = 1 << 20;
 /// Rows whose logits are there at a time. More are scored in turns, so that a canvas of thousands of rows does not
@@ -19,6 +25,8 @@ pub(super) const MOST_SCORED: usize = 256;
 /// this share of the device.
 const SPARE_BYTES: usize = 512 << 20;
 const SPARE_SHARE: usize = 16;
+/// f32 values of the moments of local linear attention, 256 MiB: rows that need more are taken in turns.
+const MOST_MOMENTS: usize = 1 << 26;
 /// Likeliest tokens of a row that can be asked for.
 const MOST_TOP: usize = 64;
 
@@ -51,8 +59,10 @@ pub(super) struct Room {
     pub(super) last: Array,
     /// f32, `[scored at a time, vocab]`
     pub(super) logits: Array,
-    /// f32: what the splits of attention leave for each other.
+    /// f32: what the splits of softmax attention leave for each other.
     pub(super) records: Array,
+    /// Of models with local linear attention.
+    pub(super) lla: Option<LlaRoom>,
     pub(super) score: ScoreBatch,
 }
 
@@ -60,6 +70,7 @@ pub(super) struct Room {
 struct Needs {
     limits: PlanLimits,
     score: ScoreSizes,
+    lla: Option<LlaLimits>,
     arrays: Vec<(ElementType, usize)>,
     cache_bytes: usize,
 }
@@ -73,7 +84,8 @@ impl Room {
         (capacity, most_sums): (Capacity, usize),
     ) -> Result<(Self, KvCache), ModelError> {
         let needs = Needs::of(spec, config, sizes, (capacity, most_sums))?;
-        let arrays_bytes = Array::carved_bytes(&needs.arrays);
+        let lla_bytes = needs.lla.map_or(Ok(0), |limits| limits.bytes())?;
+        let arrays_bytes = Array::carved_bytes(&needs.arrays).saturating_add(lla_bytes);
         let free = device.free_bytes()?;
         let spare = SPARE_BYTES.min(device.facts().total_bytes / SPARE_SHARE);
         let refusal = |others: usize| ModelError::DeviceMemory {
@@ -113,6 +125,7 @@ impl Room {
         let [cosines, sines] = rope_values(config, needs.limits.max_positions);
         cos.write(0, &cosines)?;
         sin.write(0, &sines)?;
+        let lla = needs.lla.map(|limits| LlaRoom::new(device, limits)).transpose()?;
         let rotary = [cos, sin];
         let (pages, cache) = cache(device, spec, sizes, capacity)?;
         let room = Self {
@@ -131,6 +144,7 @@ impl Room {
             last,
             logits,
             records,
+            lla,
             score,
         };
         Ok((room, cache))
@@ -167,7 +181,14 @@ impl Needs {
             page_len,
             group: sizes.heads.num_heads / sizes.heads.num_kv_heads,
         };
-        let records = attention_records(limits.largest_shape()?, sizes.heads);
+        let (lla, records) = match config.mixer {
+            MixerConfig::Softmax => (None, attention_records(limits.largest_shape()?, sizes.heads)),
+            MixerConfig::LocalLinear(_) => {
+                let HeadShape { num_heads, num_kv_heads, head_dim } = sizes.heads;
+                let shape = LlaShape { num_heads, num_kv_heads, key_dim: head_dim, value_dim: head_dim };
+                (Some(LlaLimits { plan: limits, shape, most_records: MOST_MOMENTS }), 0)
+            }
+        };
         let most_scored = rows.min(MOST_SCORED);
         let of = |width: usize| rows.saturating_mul(width);
         let element = sizes.precision;
@@ -188,7 +209,7 @@ impl Needs {
             (ElementType::F32, records),
         ];
         let score = ScoreSizes { max_rows: most_scored, vocab: spec.vocab_size, max_top: MOST_TOP };
-        Ok(Self { limits, score, arrays, cache_bytes: capacity.kv_bytes(spec.kv) })
+        Ok(Self { limits, score, lla, arrays, cache_bytes: capacity.kv_bytes(spec.kv) })
     }
 }
 

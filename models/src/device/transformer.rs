@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use kernels::{
-    KernelError,
+    KernelError, LlaPlan,
     device::{
-        AddNorm, Array, Device, DeviceFacts, DeviceFormat, DeviceLinear, DeviceWeight, Launch, PlanShape, ScoreQuery,
-        ScoreResult, ScoreShape, add_norm, embed, matmul, run,
+        AddNorm, Array, Device, DeviceFacts, DeviceFormat, DeviceLinear, DeviceWeight, Launch, LlaStepShape, PlanShape,
+        ScoreQuery, ScoreResult, ScoreShape, add_norm, embed, matmul, run,
     },
 };
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Backbone, BackboneSpec, Capacity, ForwardBatch, KvCache, KvLayout, Logits, ModelConfig, ModelError, Precision,
-    RowScorer, ScoredRows,
+    RowScorer, ScoredRows, SolverReport,
     arch::attention_plan,
     config::MixerConfig,
     loader::device::{DeviceSource, MadeUp},
@@ -50,8 +50,10 @@ pub struct DeviceTransformer {
 
 /// What fixes the launches of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct PassShape {
-    plan: PlanShape,
+pub(super) struct PassShape {
+    pub(super) plan: PlanShape,
+    /// Of models with local linear attention.
+    pub(super) lla: Option<LlaStepShape>,
     num_scored: usize,
 }
 
@@ -141,7 +143,7 @@ impl DeviceTransformer {
         let table = config.vocab_size * hidden;
         let num_params = (1 + head_copies) * table
             + linears().map(Linear::num_params).sum::<usize>()
-            + layers.iter().map(Layer::num_norm_params).sum::<usize>()
+            + layers.iter().map(|layer| layer.num_vector_params(&sizes)).sum::<usize>()
             + hidden;
         let weight_bytes = embedding.bytes() + head_copies * head.bytes() + linears().map(Linear::bytes).sum::<usize>();
         let spec = BackboneSpec {
@@ -157,7 +159,7 @@ impl DeviceTransformer {
                 head_dim: config.head_dim,
                 element_bytes: sizes.precision.size(),
             },
-            has_solver: false,
+            has_solver: matches!(config.mixer, MixerConfig::LocalLinear(_)),
             num_params,
             num_active_params: num_params,
             attention_dim: config.num_heads * config.head_dim,
@@ -200,10 +202,18 @@ impl DeviceTransformer {
             });
         }
         let num_rows = stepped(batch.num_rows()).min(room.capacity.max_rows);
-        let step = room.plan.step(&attention_plan(batch, kv)?, num_rows)?;
+        let plan = attention_plan(batch, kv)?;
+        let step = room.plan.step(&plan, num_rows)?;
         room.plan.write(&step)?;
+        let mut shape =
+            PassShape { plan: step.shape(), lla: None, num_scored: stepped(batch.num_scored()).min(num_rows) };
+        if let (Some(lla), MixerConfig::LocalLinear(config)) = (&room.lla, self.config.mixer) {
+            let step = lla.step(&LlaPlan::from_attention(&plan, config.window), num_rows)?;
+            lla.write(&step)?;
+            shape.lla = Some(step.shape());
+        }
         write_rows(room, batch, num_rows)?;
-        Ok(PassShape { plan: step.shape(), num_scored: stepped(batch.num_scored()).min(num_rows) })
+        Ok(shape)
     }
 
     /// Gives the launches of a shape to the device.
@@ -240,6 +250,17 @@ impl DeviceTransformer {
         self.scores.run(shape, || Ok(score.launches(&shape, logits)?))
     }
 
+    /// How the solvers of the pass that was the last fared. Comes after the last results of the pass were read, so there is
+    /// nothing left to wait for.
+    fn solver(&self, batch: &ForwardBatch<'_>) -> Result<Option<SolverReport>, ModelError> {
+        let Some(lla) = self.room.as_ref().and_then(|room| room.lla.as_ref()).filter(|_| !batch.segments.is_empty())
+        else {
+            return Ok(None);
+        };
+        let num_queries = batch.num_rows() * self.sizes.heads.num_heads * self.layers.len();
+        Ok(Some(SolverReport::of_device(num_queries, &lla.counters()?)))
+    }
+
     /// Ranges of scored rows whose logits are there at a time.
     fn turns(&self, num_scored: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let most = self.room.as_ref().map_or(1, Room::most_scored);
@@ -270,7 +291,7 @@ impl<'a> Parts<'a> {
         let mut launches = vec![embed(self.embedding, &room.tokens, &room.residual, rows)?];
         let mut left = None;
         for (layer, kv) in self.layers.iter().zip(caches) {
-            left = Some(layer.launch((room, kv, self.sizes), shape.plan, left.as_ref(), &mut launches)?);
+            left = Some(layer.launch((room, kv, self.sizes), shape, left.as_ref(), &mut launches)?);
         }
         if shape.num_scored > 0 {
             launches.push(add_norm(&AddNorm {
@@ -308,7 +329,11 @@ impl Backbone for DeviceTransformer {
             // A pass has ended when it returns.
             self.device.synchronize()?;
         }
-        Logits::new(values, vocab_size)
+        let logits = Logits::new(values, vocab_size)?;
+        Ok(match self.solver(batch)? {
+            Some(report) => logits.with_solver(report),
+            None => logits,
+        })
     }
 
     fn reserve(&mut self, capacity: Capacity) -> Result<KvCache, ModelError> {
@@ -363,7 +388,7 @@ impl RowScorer for DeviceTransformer {
         if num_scored == 0 {
             self.device.synchronize()?;
         }
-        Ok(ScoredRows { rows, solver: None })
+        Ok(ScoredRows { rows, solver: self.solver(batch)? })
     }
 }
 
@@ -373,9 +398,6 @@ fn check_kernels(config: &ModelConfig) -> Result<(), ModelError> {
     let ModelConfig { head_dim, hidden_size, intermediate_size, .. } = *config;
     if config.moe.is_some() {
         return refuse("a model with experts".into());
-    }
-    if config.mixer != MixerConfig::Softmax {
-        return refuse("a model with local linear attention".into());
     }
     if !head_dim.is_multiple_of(8) || head_dim > MOST_HEAD_DIM {
         return refuse(format!("a model with heads of {head_dim} (not a multiple of 8 up to {MOST_HEAD_DIM})"));

@@ -86,12 +86,5 @@ impl Mixer {
 /// The ridges of the heads, `[num_heads]`, finite and above zero.
 fn ridges(weights: &mut WeightStore, name: &str, num_heads: usize, config: &LlaConfig) -> Result<Vec<f32>, ModelError> {
     let theta: Vec<f32> = weights.vector(name, num_heads)?.to_vec1()?;
-    let ridges: Vec<f32> = theta.iter().map(|theta| config.ridge(*theta)).collect();
-    match ridges.iter().zip(&theta).find(|(ridge, _)| !ridge.is_finite()) {
-        None => Ok(ridges),
-        Some((_, theta)) => {
-            let floor = config.ridge_floor;
-            Err(weights.bad_value(name, &format!("{theta}, whose ridge above the floor of {floor} is infinite in f32")))
-        }
-    }
+    config.ridges(&theta).map_err(|value| weights.bad_value(name, &value))
 }

@@ -25,6 +25,9 @@ pub(crate) trait DeviceSource {
 
     /// The 1-D tensor `name` (with its `.weight` or `.bias`), f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Array, ModelError>;
+
+    /// The refusal of a tensor with a value that cannot be; `value` is that in words.
+    fn bad_value(&self, name: &str, value: &str) -> ModelError;
 }
 
 /// The tensors of a store.
@@ -98,6 +101,10 @@ impl DeviceSource for Stored<'_> {
     fn vector(&mut self, name: &str, len: usize) -> Result<Array, ModelError> {
         let values: Vec<f32> = self.store.vector(name, len)?.to_vec1()?;
         Ok(Array::from_slice(&self.device, &values)?)
+    }
+
+    fn bad_value(&self, name: &str, value: &str) -> ModelError {
+        self.store.bad_value(name, value)
     }
 }
 
@@ -200,5 +207,9 @@ impl DeviceSource for MadeUp {
     fn vector(&mut self, name: &str, len: usize) -> Result<Array, ModelError> {
         let value = if name.ends_with(".bias") { 0.0 } else { 1.0f32 };
         Ok(Array::from_slice(&self.device, &vec![value; len])?)
+    }
+
+    fn bad_value(&self, name: &str, value: &str) -> ModelError {
+        ModelError::BadConfig { origin: "made-up weights".into(), reason: format!("tensor `{name}` contains {value}") }
     }
 }

@@ -45,12 +45,14 @@ pub(crate) struct Case {
     pub(crate) scale: f32,
     /// Instead of what is usual for the type.
     pub(crate) rounds: Option<LlaRounds>,
+    /// Values from one row of the output to the next, if there are gaps.
+    pub(crate) output_stride: Option<usize>,
 }
 
 /// What a call gave.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// `[rows, heads, value_dim]`
+    /// `[rows, heads, value_dim]`, or with the gaps of [`Case::output_stride`].
     pub(crate) output: Vec<f32>,
     pub(crate) counters: LlaCounters,
 }
@@ -69,6 +71,7 @@ impl Case {
             ridge: vec![0.5; num_queries],
             scale: (shape.key_dim as f32).sqrt().recip(),
             rounds: None,
+            output_stride: None,
             shape,
             plan,
             num_pages,
@@ -118,7 +121,10 @@ impl Case {
 
     /// Runs the launches that a device would get, threads in the given order.
     pub(crate) fn run_in(&self, way: Way, element_type: ElementType, order: Order) -> Found {
-        let plan = LlaDevicePlan::new(&self.plan, self.shape).unwrap();
+        let mut plan = LlaDevicePlan::new(&self.plan, self.shape).unwrap();
+        if let Some(stride) = self.output_stride {
+            plan = plan.with_output_stride(stride).unwrap();
+        }
         let [q, keys, values] = [&self.q, &self.keys, &self.values].map(|values| Buffer::new(values, element_type));
         let probe = self.probe.as_ref().map(|probe| Buffer::new(probe, element_type));
         let output_len = plan.tensor_lens()[3];

@@ -77,6 +77,7 @@ impl Golden {
             ridge: narrow(self.by_row("lam")),
             scale: self.manifest["scale"].as_f64().unwrap() as f32,
             rounds: None,
+            output_stride: None,
         }
     }
 

@@ -7,6 +7,7 @@ mod device;
 mod golden;
 mod parity;
 mod properties;
+mod room;
 mod shim;
 
 /// Says so and returns true where the kernels could not be compiled.

@@ -224,3 +224,24 @@ fn plans_refuse_what_the_kernels_cannot_do() {
     let huge = LlaPlan::new(vec![vec![u32::MAX - 1]], Vec::new(), 4).unwrap();
     assert!(LlaDevicePlan::new(&huge, shape(1, 1, 8, 8)).unwrap_err().to_string().contains("overflows"));
 }
+
+#[test]
+fn rows_of_the_output_may_have_gaps() {
+    if skipped() {
+        return;
+    }
+    // The last group of heads does not fill a tile.
+    let plain = Case::causal(shape(6, 2, 20, 12), 37, 7, 13);
+    let gaps = Case { output_stride: Some(128), ..plain.clone() };
+    for element_type in TYPES {
+        for way in WAYS {
+            let (expected, got) = (plain.run(way, element_type).output, gaps.run(way, element_type).output);
+            for (expected, got) in expected.chunks(72).zip(got.chunks(128)) {
+                assert_eq!(bits(&got[..72]), bits(expected), "{element_type:?}, {way:?}");
+                assert!(got[72..].iter().all(|x| x.to_bits() == 0), "zeros, {element_type:?}, {way:?}");
+            }
+        }
+    }
+    let refused = LlaDevicePlan::new(&plain.plan, plain.shape).unwrap().with_output_stride(71).unwrap_err();
+    assert!(refused.to_string().contains("at least` must have 72 elements, got 71"), "{refused}");
+}

@@ -268,9 +268,11 @@ inline __device__ void merge_decode(const LlaParams& params) {
     const float mean = omega != 0.0f ? values / omega : 0.0f;
     const float slope = omega != 0.0f ? (sloped - slopes * mean) / omega : 0.0f;
     const bool fallback = __syncthreads_or(!is_finite(mean - slope)) || solution[dim + 3] != 0.0f;
+    const uint32_t row = blockIdx.x / params.num_heads, head = blockIdx.x % params.num_heads;
     if (tid < int(params.value_dim)) {
-        const uint64_t at = uint64_t(blockIdx.x) * params.value_dim + tid;
+        const uint64_t at = output_place(params, row, head, tid);
         store_element(params.output, at, params.type, fallback ? mean : mean - slope);
     }
+    if (head + 1 == params.num_heads) pad_output(params, row, uint32_t(tid), kMergeThreads);
     if (fallback && tid == 0) atomicAdd(&params.counters->fallbacks, 1u);
 }

@@ -16,7 +16,7 @@
 
 use crate::{KernelError, device::ElementType, device::Params, reference::LlaShape};
 
-use super::LlaPlan;
+use super::{LlaPlan, LlaSolver};
 
 const OP: &str = "lla on the device";
 /// Positions of a split when decoding; `kSplitLen` in `decode.cuh`.
@@ -85,6 +85,7 @@ pub struct LlaParams {
     pub(super) counters: u64,
     pub(super) records: u64,
     pub(super) solutions: u64,
+    pub(super) held: u64,
     pub(super) element_type: u32,
     pub(super) num_heads: u32,
     pub(super) num_kv_heads: u32,
@@ -95,6 +96,8 @@ pub struct LlaParams {
     pub(super) only_marked: u32,
     pub(super) split_len: u32,
     pub(super) num_splits: u32,
+    pub(super) output_stride: u32,
+    pub(super) num_rows: u32,
     pub(super) max_steps: u32,
     pub(super) num_rounds: u32,
     pub(super) tolerance: f32,
@@ -105,7 +108,7 @@ impl Params for LlaParams {}
 
 const _: () = {
     assert!(size_of::<LlaVisible>() == 12 && size_of::<LlaTile>() == 20 && size_of::<LlaCounters>() == 24);
-    assert!(size_of::<LlaParams>() == 14 * 8 + 14 * 4);
+    assert!(size_of::<LlaParams>() == 15 * 8 + 16 * 4);
 };
 
 /// Device addresses of the tensors of a call, aligned to 16 bytes where they hold queries, keys, values or probes.
@@ -117,7 +120,7 @@ pub struct LlaAddresses {
     pub keys: u64,
     /// `[pages, kv_heads, page_len, value_dim]`
     pub values: u64,
-    /// `[rows, heads, value_dim]`, written.
+    /// `[rows, output stride]`, written: `heads * value_dim` values, then zeros.
     pub output: u64,
     /// [`LlaDevicePlan::tiles`]
     pub tiles: u64,
@@ -181,21 +184,105 @@ impl LlaRounds {
     }
 }
 
+impl From<LlaSolver> for LlaRounds {
+    /// What the solver of [`lla`](crate::lla) is asked for: one round, so that a query stops at the same residual, and
+    /// after as many steps, as there.
+    fn from(solver: LlaSolver) -> Self {
+        // More steps than 32 bits count are never taken.
+        let max_steps = u32::try_from(solver.max_iterations).unwrap_or(u32::MAX);
+        Self { tolerance: solver.tolerance, max_steps, num_rounds: 1 }
+    }
+}
+
 /// A [`LlaPlan`] as the kernels read it, for one shape. Arrays are to be copied to the device as they are.
 #[derive(Debug, Clone)]
 pub struct LlaDevicePlan {
-    pub(super) shape: LlaShape,
-    /// The head size of the kernels.
-    pub(super) dim: usize,
+    pub(super) sizes: CallSizes,
     /// Longest first, so that none starts late and ends last.
     tiles: Vec<LlaTile>,
     visible: Vec<LlaVisible>,
     pages: Vec<u32>,
     table_starts: Vec<u32>,
-    pub(super) page_len: usize,
     page_end: usize,
+}
+
+/// What the launches of a call have in common beside addresses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CallSizes {
+    pub(super) shape: LlaShape,
+    /// The head size of the kernels.
+    pub(super) dim: usize,
+    pub(super) page_len: usize,
     /// Splits of the longest row.
     pub(super) num_splits: usize,
+    /// Values from one row of the output to the next.
+    pub(super) output_stride: usize,
+}
+
+impl CallSizes {
+    /// Checks the heads. Outputs have no gaps.
+    pub(super) fn new(shape: LlaShape, page_len: usize, num_splits: usize) -> Result<Self, KernelError> {
+        let LlaShape { num_heads, num_kv_heads, key_dim, value_dim } = shape;
+        if num_kv_heads == 0 || num_heads == 0 || num_heads % num_kv_heads != 0 {
+            return Err(KernelError::HeadGroups { heads: num_heads, kv_heads: num_kv_heads });
+        }
+        for (what, size) in [("key_dim", key_dim), ("value_dim", value_dim)] {
+            if size == 0 {
+                return Err(KernelError::Zero { op: OP, what });
+            }
+        }
+        let largest = key_dim.max(value_dim);
+        let dim = HEAD_DIMS.into_iter().find(|dim| *dim >= largest).ok_or(KernelError::OutOfRange {
+            op: OP,
+            what: "head size",
+            index: largest,
+            len: HEAD_DIMS[HEAD_DIMS.len() - 1] + 1,
+        })?;
+        if num_splits > MOST_SPLITS {
+            return Err(KernelError::OutOfRange { op: OP, what: "split", index: num_splits, len: MOST_SPLITS + 1 });
+        }
+        let width = num_heads.checked_mul(value_dim).ok_or(KernelError::Overflow { op: OP, what: "output" })?;
+        Self { shape, dim, page_len, num_splits, output_stride: 0 }.with_output_stride(width)
+    }
+
+    /// The same with other rows of the output.
+    pub(super) fn with_output_stride(self, output_stride: usize) -> Result<Self, KernelError> {
+        let width = self.shape.num_heads * self.shape.value_dim;
+        if output_stride < width {
+            let (expected, got) = (width, output_stride);
+            return Err(KernelError::Length { op: OP, what: "row of the output, at least", expected, got });
+        }
+        narrow(output_stride)?;
+        Ok(Self { output_stride, ..self })
+    }
+
+    /// Refuses caches whose vectors do not count in 31 bits.
+    pub(super) fn check_cache(&self, num_pages: usize) -> Result<(), KernelError> {
+        let heads = num_pages.checked_mul(self.shape.num_kv_heads);
+        countable("keys", heads.and_then(|heads| heads.checked_mul(self.page_len)))
+    }
+
+    /// Refuses queries that do not count in 31 bits.
+    pub(super) fn check_queries(&self, num_rows: usize) -> Result<(), KernelError> {
+        countable("q", num_rows.checked_mul(self.shape.num_heads))
+    }
+
+    /// Lengths of the work space of decoding, for so many rows.
+    pub(super) fn decode_sizes(&self, num_rows: usize) -> DecodeSizes {
+        let queries = num_rows.saturating_mul(self.shape.num_heads);
+        let marks = queries.saturating_mul(self.num_splits);
+        let (record, solution) = (self.dim * self.dim + self.dim + 4, self.dim + 4);
+        let (records, solutions) = (marks.saturating_mul(record), queries.saturating_mul(solution));
+        DecodeSizes { marks, records, solutions }
+    }
+}
+
+/// Refuses counts that kernels cannot keep in an `int`.
+fn countable(what: &'static str, count: Option<usize>) -> Result<(), KernelError> {
+    match count {
+        Some(count) if i32::try_from(count).is_ok() => Ok(()),
+        _ => Err(KernelError::Overflow { op: OP, what }),
+    }
 }
 
 /// Lengths of the work space of decoding, in elements.
@@ -215,39 +302,14 @@ impl LlaDevicePlan {
     /// # Errors
     /// If the heads are larger than the kernels are made for, do not divide into groups, or the sizes exceed 32 bits.
     pub fn new(plan: &LlaPlan, shape: LlaShape) -> Result<Self, KernelError> {
-        let LlaShape { num_heads, num_kv_heads, key_dim, value_dim } = shape;
-        if num_kv_heads == 0 || num_heads == 0 || num_heads % num_kv_heads != 0 {
-            return Err(KernelError::HeadGroups { heads: num_heads, kv_heads: num_kv_heads });
-        }
-        for (what, size) in [("key_dim", key_dim), ("value_dim", value_dim)] {
-            if size == 0 {
-                return Err(KernelError::Zero { op: OP, what });
-            }
-        }
-        let largest = key_dim.max(value_dim);
-        let dim = HEAD_DIMS.into_iter().find(|dim| *dim >= largest).ok_or(KernelError::OutOfRange {
-            op: OP,
-            what: "head size",
-            index: largest,
-            len: HEAD_DIMS[HEAD_DIMS.len() - 1] + 1,
-        })?;
+        let longest = plan.rows().iter().map(|row| row.visible_end - row.visible_start).max().unwrap_or(0);
+        let sizes = CallSizes::new(shape, plan.page_len(), longest.div_ceil(SPLIT_LEN).max(1))?;
+        sizes.check_cache(plan.page_end())?;
+        sizes.check_queries(plan.num_rows())?;
         let mut visible = Vec::with_capacity(plan.num_rows());
         for row in plan.rows() {
             let (table, start, end) = (row.table, row.visible_start, row.visible_end);
             visible.push(LlaVisible { table: narrow(table)?, start: narrow(start)?, end: narrow(end)? });
-        }
-        let longest = plan.rows().iter().map(|row| row.visible_end - row.visible_start).max().unwrap_or(0);
-        let num_splits = longest.div_ceil(SPLIT_LEN).max(1);
-        if num_splits > MOST_SPLITS {
-            return Err(KernelError::OutOfRange { op: OP, what: "split", index: num_splits, len: MOST_SPLITS + 1 });
-        }
-        let (page_len, page_end) = (plan.page_len(), plan.page_end());
-        let cache_rows = page_end.checked_mul(num_kv_heads).and_then(|rows| rows.checked_mul(page_len));
-        let queries = plan.num_rows().checked_mul(num_heads);
-        for (what, count) in [("keys", cache_rows), ("q", queries)] {
-            if count.is_none_or(|count| i32::try_from(count).is_err()) {
-                return Err(KernelError::Overflow { op: OP, what });
-            }
         }
         let mut table_starts = Vec::with_capacity(plan.tables().len());
         let mut pages = Vec::new();
@@ -255,8 +317,17 @@ impl LlaDevicePlan {
             table_starts.push(narrow(pages.len())?);
             pages.extend_from_slice(table);
         }
-        let tiles = tiles(&visible, num_heads / num_kv_heads, tile_rows(dim));
-        Ok(Self { shape, dim, tiles, visible, pages, table_starts, page_len, page_end, num_splits })
+        let tiles = tiles(&visible, shape.num_heads / shape.num_kv_heads, tile_rows(sizes.dim));
+        Ok(Self { sizes, tiles, visible, pages, table_starts, page_end: plan.page_end() })
+    }
+
+    /// The same for an output whose rows start `output_stride` values apart, where they follow each other without gaps
+    /// otherwise. Kernels fill the gaps with zeros.
+    ///
+    /// # Errors
+    /// If a row has more values than that, or the stride exceeds 32 bits.
+    pub fn with_output_stride(self, output_stride: usize) -> Result<Self, KernelError> {
+        Ok(Self { sizes: self.sizes.with_output_stride(output_stride)?, ..self })
     }
 
     /// Tiles of queries, `[tiles]`.
@@ -281,27 +352,24 @@ impl LlaDevicePlan {
 
     /// The sizes that the plan was made for.
     pub fn shape(&self) -> LlaShape {
-        self.shape
+        self.sizes.shape
     }
 
     /// Values of queries or probes, of the keys and of the values that a call reads at least, and of the outputs.
     pub fn tensor_lens(&self) -> [usize; 4] {
-        let LlaShape { num_heads, num_kv_heads, key_dim, value_dim } = self.shape;
-        let (queries, slots) = (self.visible.len() * num_heads, self.page_end * num_kv_heads * self.page_len);
-        [queries * key_dim, slots * key_dim, slots * value_dim, queries * value_dim]
+        let LlaShape { num_heads, num_kv_heads, key_dim, value_dim } = self.sizes.shape;
+        let (rows, slots) = (self.visible.len(), self.page_end * num_kv_heads * self.sizes.page_len);
+        [rows * num_heads * key_dim, slots * key_dim, slots * value_dim, rows * self.sizes.output_stride]
     }
 
     /// Length of [`LlaAddresses::marks`] for [`Self::prefill`].
     pub fn prefill_marks(&self) -> usize {
-        self.tiles.len() * self.shape.num_kv_heads
+        self.tiles.len() * self.sizes.shape.num_kv_heads
     }
 
     /// Lengths of the work space of [`Self::decode`].
     pub fn decode_sizes(&self) -> DecodeSizes {
-        let queries = self.visible.len() * self.shape.num_heads;
-        let marks = queries * self.num_splits;
-        let (record, solution) = (self.dim * self.dim + self.dim + 4, self.dim + 4);
-        DecodeSizes { marks, records: marks * record, solutions: queries * solution }
+        self.sizes.decode_sizes(self.visible.len())
     }
 }
 
@@ -332,6 +400,6 @@ fn tiles(visible: &[LlaVisible], group: usize, tile_rows: usize) -> Vec<LlaTile>
 }
 
 /// A size that the kernels keep in 32 bits.
-fn narrow(size: usize) -> Result<u32, KernelError> {
+pub(super) fn narrow(size: usize) -> Result<u32, KernelError> {
     u32::try_from(size).map_err(|_| KernelError::Overflow { op: OP, what: "plan" })
 }

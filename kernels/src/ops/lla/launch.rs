@@ -59,6 +59,20 @@ impl LlaUploadedRidge {
         check_number(OP, "ridge", values, "finite and above zero", |x| x > 0.0)?;
         Ok(Self { values: Array::from_slice(device, values)?, per_row })
     }
+
+    /// f32, `[heads]` or `[rows, heads]`.
+    pub(super) fn values(&self) -> &Array {
+        &self.values
+    }
+
+    /// Refuses ridges of rows, and of another number of heads.
+    pub(super) fn check_per_head(&self, op: &'static str, num_heads: usize) -> Result<(), KernelError> {
+        if self.per_row {
+            let (got, supported) = ("one for each row and head".to_owned(), "one for each head");
+            return Err(KernelError::NoKernelFor { op, what: "ridge", got, supported });
+        }
+        check_length(op, "ridge", self.values.len(), num_heads)
+    }
 }
 
 /// Tensors of a call, in the shapes of [`lla`](crate::lla) and all of one type; arrays may be longer.
@@ -70,7 +84,7 @@ pub struct LlaTensors<'a> {
     pub keys: &'a Array,
     /// `[pages, kv_heads, page_len, value_dim]`
     pub values: &'a Array,
-    /// `[rows, heads * value_dim]`, written.
+    /// `[rows, output stride]`, written: `heads * value_dim` values, then zeros.
     pub output: &'a Array,
 }
 

@@ -1,6 +1,8 @@
 //! The launches of a call: which kernels, with what grids, blocks and shared memory.
 
-use super::device::{HEAD_DIMS, LlaAddresses, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, SPLIT_LEN, tile_rows};
+use super::device::{
+    CallSizes, HEAD_DIMS, LlaAddresses, LlaDevicePlan, LlaParams, LlaProbe, LlaRounds, SPLIT_LEN, tile_rows,
+};
 use crate::{
     device::{Array, ElementType, Launch},
     reference::LlaShape,
@@ -37,13 +39,13 @@ impl LlaDevicePlan {
         probe: LlaProbe,
         addresses: &LlaAddresses,
     ) -> Vec<LlaLaunch> {
-        let params = self.params(element_type, scale, probe, addresses);
+        let (dim, params) = (self.sizes.dim, self.sizes.params(element_type, scale, probe, addresses));
         let blocks = self.prefill_marks() as u32;
         let launch = |arithmetic, params| LlaLaunch {
-            kernel: kernel(Family::Prefill(arithmetic), self.dim),
+            kernel: kernel(Family::Prefill(arithmetic), dim),
             grid: [blocks, 1],
-            block_dim: (tile_rows(self.dim) * 8) as u32,
-            shared_bytes: prefill_bytes(arithmetic, self.dim) as u32,
+            block_dim: (tile_rows(dim) * 8) as u32,
+            shared_bytes: prefill_bytes(arithmetic, dim) as u32,
             params,
         };
         if blocks == 0 { Vec::new() } else { in_both(params, launch) }
@@ -57,8 +59,15 @@ impl LlaDevicePlan {
         probe: LlaProbe,
         addresses: &LlaAddresses,
     ) -> Vec<LlaLaunch> {
-        let params = self.params(element_type, scale, probe, addresses);
-        let queries = (self.visible().len() * self.shape.num_heads) as u32;
+        let params = self.sizes.params(element_type, scale, probe, addresses);
+        self.sizes.decode(self.visible().len(), params)
+    }
+}
+
+impl CallSizes {
+    /// The launches that decode `num_rows` rows, in order.
+    pub(super) fn decode(&self, num_rows: usize, params: LlaParams) -> Vec<LlaLaunch> {
+        let queries = (num_rows * self.shape.num_heads) as u32;
         if queries == 0 {
             return Vec::new();
         }
@@ -91,7 +100,14 @@ impl LlaDevicePlan {
         launches
     }
 
-    fn params(&self, element_type: ElementType, scale: f32, probe: LlaProbe, addresses: &LlaAddresses) -> LlaParams {
+    /// The parameters of a call whose arrays never change.
+    pub(super) fn params(
+        &self,
+        element_type: ElementType,
+        scale: f32,
+        probe: LlaProbe,
+        addresses: &LlaAddresses,
+    ) -> LlaParams {
         let LlaShape { num_heads, num_kv_heads, key_dim, value_dim } = self.shape;
         let (probe, ridge, ridge_per_row, solver) = match probe {
             LlaProbe::Solve { ridge, ridge_per_row, solver } => (0, ridge, ridge_per_row, solver),
@@ -112,6 +128,7 @@ impl LlaDevicePlan {
             counters: addresses.counters,
             records: addresses.records,
             solutions: addresses.solutions,
+            held: 0,
             element_type: element_type as u32,
             num_heads: num_heads as u32,
             num_kv_heads: num_kv_heads as u32,
@@ -122,6 +139,8 @@ impl LlaDevicePlan {
             only_marked: 0,
             split_len: SPLIT_LEN as u32,
             num_splits: self.num_splits as u32,
+            output_stride: self.output_stride as u32,
+            num_rows: 0,
             max_steps: solver.max_steps,
             num_rounds: solver.num_rounds,
             tolerance: solver.tolerance,

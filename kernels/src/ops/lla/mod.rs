@@ -23,6 +23,7 @@ mod output;
 mod plan;
 pub(crate) mod reference;
 mod report;
+pub(crate) mod room;
 mod schedule;
 mod segment;
 mod solver;

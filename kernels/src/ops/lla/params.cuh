@@ -28,6 +28,11 @@ struct LlaCounters {
     uint32_t wide;
 };
 
+/// What the arrays of a step are for, and the grids of its launches.
+struct LlaStepShape {
+    uint32_t num_rows, num_splits;
+};
+
 struct LlaParams {
     /// [rows, heads, key_dim]
     const void* q;
@@ -37,7 +42,7 @@ struct LlaParams {
     const void* values;
     /// [rows, heads, key_dim], or null to solve for it
     const void* probe;
-    /// [rows, heads, value_dim]
+    /// [rows, output_stride]: heads * value_dim values and zeros after them
     void* output;
     /// [heads], or [rows, heads] if `ridge_per_row`; null with a probe
     const float* ridge;
@@ -55,11 +60,17 @@ struct LlaParams {
     float* records;
     /// Decode: [rows, heads, solution_len]
     float* solutions;
+    /// Decode: the shape of the step that is there, or null where the arrays never change
+    const LlaStepShape* held;
     uint32_t type, num_heads, num_kv_heads, key_dim, value_dim, page_len, ridge_per_row;
     /// Whether only blocks that are marked are to be computed
     uint32_t only_marked;
     /// Decode: positions per split, at most `kSplitLen`, and splits per query
     uint32_t split_len, num_splits;
+    /// Values from one row of the output to the next
+    uint32_t output_stride;
+    /// Rows of a step whose shape is `held`; a launch may be for some of them
+    uint32_t num_rows;
     /// Steps per round at most, and rounds; each round starts from the residual as it is
     uint32_t max_steps, num_rounds;
     /// The residual at which a round ends, relative to its start
@@ -69,7 +80,25 @@ struct LlaParams {
 };
 
 static_assert(sizeof(LlaVisible) == 12 && sizeof(LlaTile) == 20 && sizeof(LlaCounters) == 24, "mirrored in device.rs");
-static_assert(sizeof(LlaParams) == 14 * 8 + 14 * 4, "mirrored in device.rs");
+static_assert(sizeof(LlaStepShape) == 8, "mirrored in room.rs");
+static_assert(sizeof(LlaParams) == 15 * 8 + 16 * 4, "mirrored in device.rs");
+
+/// Whether the arrays hold a step of the shape of the launch, so that what is read from them is what it seems.
+inline __device__ bool step_is_held(const LlaParams& params) {
+    return !params.held || (params.held->num_rows == params.num_rows && params.held->num_splits == params.num_splits);
+}
+
+/// Where the value `d` of a head of a row lies in the output.
+inline __device__ uint64_t output_place(const LlaParams& params, uint32_t row, uint32_t head, int d) {
+    return uint64_t(row) * params.output_stride + head * params.value_dim + uint32_t(d);
+}
+
+/// Zeros the rest of a row of the output. The threads of its last head call it, `thread` of `threads`.
+inline __device__ void pad_output(const LlaParams& params, uint32_t row, uint32_t thread, uint32_t threads) {
+    for (uint32_t at = params.num_heads * params.value_dim + thread; at < params.output_stride; at += threads) {
+        store_element(params.output, uint64_t(row) * params.output_stride + at, params.type, 0.0f);
+    }
+}
 
 /// Where `position` of a table lies in a cache, in rows of its dimension.
 inline __device__ int slot_of(const LlaParams& params, uint32_t table, uint32_t position, uint32_t kv_head) {

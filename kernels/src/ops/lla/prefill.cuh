@@ -460,8 +460,9 @@ struct Prefill {
         each([&](int d, int at) {
             if (d >= int(params.value_dim)) return;
             const float value = fallback ? residual[at] : residual[at] - image[at];
-            store_element(params.output, place() * params.value_dim + d, params.type, value);
+            store_element(params.output, output_place(params, packed_row(), head(), d), params.type, value);
         });
+        if (head() + 1 == params.num_heads) pad_output(params, packed_row(), uint32_t(part), kRowLanes);
         if (part != 0) return;
         atomicAdd(&params.counters->iterations, static_cast<unsigned long long>(steps));
         atomicMax(&params.counters->largest_iterations, steps);
