@@ -96,8 +96,9 @@ fn find_nvcc() -> Option<PathBuf> {
 /// Starts the compiler.
 fn compile(nvcc: &Path, archs: &[u32], source: &Path, out: &Path) -> std::io::Result<std::process::Child> {
     let fatbin = out.join(fatbin(source));
-    let mut arguments: Vec<OsString> =
-        ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Werror=all-warnings", "-o"].map(OsString::from).to_vec();
+    // Compressed to a fifth: code for five architectures is part of the program.
+    let options = ["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--compress-mode=size", "-Werror=all-warnings", "-o"];
+    let mut arguments: Vec<OsString> = options.map(OsString::from).to_vec();
     arguments.push(fatbin.into());
     for arch in archs {
         arguments.push(format!("-gencode=arch=compute_{arch},code=sm_{arch}").into());
