@@ -57,7 +57,7 @@ fn the_built_in_models_say_what_they_say_on_the_processor() {
     if skipped() {
         return;
     }
-    for name in ["leapfrog-ar", "leapfrog-cllm", "leapfrog-diffusion", "leapfrog-block"] {
+    for name in ["leapfrog-ar", "leapfrog-cllm", "leapfrog-lla", "leapfrog-diffusion", "leapfrog-block"] {
         let model = on_device(name);
         let prompts = prompts(&model);
         let mut device = Harness::new(model, settings()).unwrap();

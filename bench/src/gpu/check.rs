@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The built-in models that run on a device.
-const MODELS: [&str; 4] = ["leapfrog-ar", "leapfrog-cllm", "leapfrog-diffusion", "leapfrog-block"];
+const MODELS: [&str; 5] = ["leapfrog-ar", "leapfrog-cllm", "leapfrog-lla", "leapfrog-diffusion", "leapfrog-block"];
 /// Positions of a page; short, so that prompts have several.
 const PAGE_LEN: usize = 16;
 /// Sequences of a batch.

@@ -270,7 +270,8 @@ fn a_timed_pass_changes_nothing() {
     let host = HostDevice::new(1 << 28, Order::Forward);
     let device: Arc<dyn Device> = host.clone();
     let mut model = DeviceTransformer::made_up(&config, &device, (Precision::F16, DeviceFormat::F16), 3).unwrap();
-    let mut kv = model.reserve(Capacity { max_rows: 8, max_tables: 1, num_pages: 4, page_len: 8 }).unwrap();
+    let mut kv =
+        model.reserve(Capacity { max_rows: 8, max_tables: 1, context_len: 32, num_pages: 4, page_len: 8 }).unwrap();
     let tokens: Vec<TokenId> = (0..5).map(|at| TokenId(at * 13 % 80)).collect();
     let pages: Vec<PageId> = [2, 0, 3, 1].map(PageId).to_vec();
     let segment = || Segment { tokens: &tokens, start: 0, visibility: Visibility::Causal, scored: 1..5, pages: &pages };
