@@ -69,7 +69,7 @@ fn what_cannot_start_says_why_in_one_line() {
         (vec!["run", "x", "--decoding", "{"], "--decoding: not valid JSON"),
         (vec!["run", "x", "--temperature", "200"], "`temperature`"),
         (vec!["run", "x", "--port", "1"], "unexpected argument '--port'"),
-        (vec!["serve", "--device", "tpu"], "[possible values: cpu, cuda]"),
+        (vec!["serve", "--device", "tpu"], "supported: cpu, cuda, cuda:N"),
         (vec!["serve", "--model", "leapfrog-xyz"], "a built-in model: leapfrog-"),
         (vec!["serve", "--model", "leapfrog-ar,leapfrog-ar"], "each is called `leapfrog-ar`"),
         (vec!["serve", "--port", "0", "--model", "leapfrog-ar", "--model", broken], "the model `broken`: "),
