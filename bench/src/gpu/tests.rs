@@ -191,8 +191,8 @@ fn the_device_is_checked_against_the_processor() {
     let Some(setup) = setup(&["--only", "check"]) else { return };
     let log = measured(&setup, &[]);
     let cells = all_measured(&log, Part::Check);
-    // Four models: tokens, batches and replays; two with Jacobi.
-    assert_eq!(cells.len(), 14);
+    // Five models: tokens, batches and replays; three with Jacobi.
+    assert_eq!(cells.len(), 18);
     for cell in cells {
         assert_eq!(cell.figures[figure::WRONG], 0.0, "{cell:?}");
         assert!(cell.figures[figure::PROMPTS] >= 2.0, "{cell:?}");
