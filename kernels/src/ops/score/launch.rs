@@ -26,9 +26,9 @@ const FILTER: (&str, u32, u32) = (KERNEL_NAMES[3], 1024, 2048 * 8 + 32 * 8 + 2 *
 const COMBINE: (&str, u32, u32) = (KERNEL_NAMES[4], 32, 0);
 /// Rows that one launch can have.
 const MOST_ROWS: usize = 65535;
-/// Changes, and tokens held down, that there is room for at first.
-const FIRST_ADJUSTMENTS: usize = 1 << 18;
-const FIRST_HELD: usize = 1 << 14;
+/// Changes, and tokens held down, that there is room for at first: for each row, and at least.
+const FIRST_ADJUSTMENTS: (usize, usize) = (1024, 4096);
+const FIRST_HELD: (usize, usize) = (64, 1024);
 
 /// The most that a [`ScoreBatch`] is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,12 @@ impl ScoreBatch {
         let lists = lists.ok_or(KernelError::Overflow { op: OP, what: "max_top" })?;
         let bytes = |len: usize| Array::new(device, ElementType::U8, len);
         Ok(Self {
-            upload: Upload::new(device, sizes.max_rows, FIRST_HELD, FIRST_ADJUSTMENTS)?,
+            upload: Upload::new(
+                device,
+                sizes.max_rows,
+                at_first(FIRST_HELD, sizes.max_rows),
+                at_first(FIRST_ADJUSTMENTS, sizes.max_rows),
+            )?,
             work: Work {
                 partials: bytes(parts * PARTIAL_LEN)?,
                 raw_partials: bytes(parts * PARTIAL_LEN)?,
@@ -152,8 +157,12 @@ impl ScoreBatch {
         if !self.upload.has_room(&packed) {
             let [held, adjustments] =
                 [packed.held.len(), packed.adjustments.len()].map(|len| len.checked_next_power_of_two().unwrap_or(len));
-            self.upload =
-                Upload::new(&self.device, max_rows, held.max(FIRST_HELD), adjustments.max(FIRST_ADJUSTMENTS))?;
+            self.upload = Upload::new(
+                &self.device,
+                max_rows,
+                held.max(at_first(FIRST_HELD, max_rows)),
+                adjustments.max(at_first(FIRST_ADJUSTMENTS, max_rows)),
+            )?;
             self.moves += 1;
         }
         self.upload.write(&packed)?;
@@ -271,6 +280,11 @@ impl ScoreBatch {
         };
         Ok(self.asked.iter().zip(records).enumerate().map(result).collect())
     }
+}
+
+/// What there is room for at first in batches of up to `max_rows` rows.
+fn at_first((of_row, least): (usize, usize), max_rows: usize) -> usize {
+    max_rows.saturating_mul(of_row).max(least)
 }
 
 impl Upload {
