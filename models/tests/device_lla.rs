@@ -336,15 +336,16 @@ fn memory_is_planned_with_the_room_of_the_solver() {
         // 64 rows of 4 heads, each with a matrix of 32 x 32 and 36 more values.
         assert!(workspace_mib as usize >= (64 * 4 * (32 * 32 + 36) * 4usize).div_ceil(1 << 20), "{refused}");
         assert_eq!(short.free_bytes().unwrap(), taken - 4096 - weights, "nothing is kept");
-        // Passes fit the room that is there: none of them allocates.
-        let exact: Arc<dyn Device> = HostDevice::new(taken, Order::Forward);
+        // Passes fit the room that is there: none of them allocates. A sixteenth of the device is left to the driver.
+        let spare = taken.div_ceil(15) + 16;
+        let exact: Arc<dyn Device> = HostDevice::new(taken + spare, Order::Forward);
         let mut subject = Subject::reserve(load_on(&folder(name), &options(None), &exact).unwrap());
-        assert_eq!(exact.free_bytes().unwrap(), 0);
+        assert_eq!(exact.free_bytes().unwrap(), spare);
         if device_tests::AVAILABLE {
             for lens in [&[LEN][..], &[39, 1]] {
                 subject.in_pieces(&tokens(7), 3, lens);
             }
-            assert_eq!(exact.free_bytes().unwrap(), 0);
+            assert_eq!(exact.free_bytes().unwrap(), spare);
         }
     }
 }
