@@ -305,8 +305,49 @@ fn compare(turns: &mut [Turn], baseline: &str) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// An answer of these tokens, in half as many passes.
+    pub(crate) fn answer(tokens: &[u32], right: bool, joules: Option<f64>) -> Answer {
+        Answer {
+            prompt: "p".into(),
+            num_tokens: tokens.len(),
+            passes: tokens.len().div_ceil(2),
+            scored_rows: 4 * tokens.len(),
+            cached_tokens: 1,
+            seconds: 0.5,
+            first_text_seconds: None,
+            engine_seconds: 0.25,
+            cut: false,
+            right: Some(right),
+            same_as_baseline: true,
+            common_prefix: 1.0,
+            joules,
+            no_joules: None,
+            exact_cache: None,
+            text: String::new(),
+            tokens: tokens.iter().map(|id| TokenId(*id)).collect(),
+            ticket: None,
+        }
+    }
+
+    pub(crate) fn turn(strategy: &str, round: usize, seconds: f64, answers: Vec<Answer>) -> Turn {
+        Turn { model: "m".into(), strategy: strategy.into(), batch: 1, round, seconds, answers }
+    }
+
+    #[test]
+    fn answers_are_compared_with_those_of_the_baseline() {
+        let answers = |first: &[u32]| vec![answer(first, true, None), answer(&[7, 8], true, None)];
+        let mut turns = [turn("other", 1, 1.0, answers(&[1, 2, 9, 4])), turn("ar", 1, 1.0, answers(&[1, 2, 3, 4]))];
+        compare(&mut turns, "ar").unwrap();
+        let found = |turn: &Turn| {
+            turn.answers.iter().map(|answer| (answer.same_as_baseline, answer.common_prefix)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&turns[0]), [(false, 0.5), (true, 1.0)]);
+        assert_eq!(found(&turns[1]), [(true, 1.0), (true, 1.0)]);
+        assert!(compare(&mut turns, "absent").is_err());
+    }
 
     #[test]
     fn the_common_prefix_is_a_share_of_the_longer_text() {

@@ -143,3 +143,68 @@ fn unstable(turns: &[&Turn]) -> usize {
     let differs = |index: usize| others.iter().any(|turn| turn.answers[index].tokens != first.answers[index].tokens);
     (0..first.answers.len()).filter(|index| differs(*index)).count()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::strategies::race::tests::{answer, turn};
+
+    fn contender(text: &str) -> Contender {
+        Contender::parse(text).unwrap()
+    }
+
+    /// Two rounds of two prompts: in the first all is twice as slow, and `other` is wrong about the second prompt.
+    fn turns(joules: Option<f64>) -> Vec<Turn> {
+        let ours = |second: bool| {
+            let mut answers = vec![answer(&[1, 2, 3, 4], true, Some(3.0)), answer(&[5, 6], second, joules)];
+            answers[1].same_as_baseline = false;
+            answers[1].common_prefix = 0.5;
+            answers
+        };
+        let theirs = || vec![answer(&[1, 2, 3, 4], true, Some(3.0)), answer(&[5, 7], true, Some(1.0))];
+        vec![
+            turn("other", 1, 4.0, ours(false)),
+            turn("ar", 1, 8.0, theirs()),
+            turn("ar", 2, 4.0, theirs()),
+            turn("other", 2, 1.0, ours(true)),
+        ]
+    }
+
+    #[test]
+    fn ratios_are_of_one_round_and_answers_of_the_first() {
+        let contenders = [contender("ar={}"), contender(r#"other={"strategy": "jacobi"}"#)];
+        let rows = rows(&turns(Some(1.0)), "m", 1, &contenders).unwrap();
+        let [baseline, other] = &rows[..] else { panic!("two rows") };
+        assert!(baseline.is_baseline && baseline.right.unwrap().difference.is_none());
+        assert_eq!(baseline.speed_up, Summary::of(&[1.0, 1.0]).unwrap());
+        assert_eq!((other.speed_up.min, other.speed_up.max), (2.0, 4.0), "not 8 and 1, across rounds");
+        assert_eq!((other.tokens_per_second.min, other.tokens_per_second.max), (1.5, 6.0));
+        assert_eq!(other.tokens_per_forward, 2.0, "6 tokens in 3 passes, in both rounds");
+        assert_eq!((other.rows_per_pass, other.pass_ms), (8.0, 250.0 * 2.0 / 3.0));
+        let right = other.right.unwrap();
+        assert_eq!((right.share.value, right.difference.unwrap().value, right.only_theirs), (0.5, -0.5, 1));
+        assert_eq!((other.same.share.value, other.common_prefix, other.num_unstable), (0.5, 0.75, 0));
+        assert_eq!(other.joules_per_token, Some(8.0 / 12.0));
+        assert_eq!(other.joules_per_right, Some(8.0 / 3.0), "three of four answers are right");
+        assert!(other.is_exact && !baseline.is_exact);
+    }
+
+    #[test]
+    fn one_request_of_unknown_energy_leaves_none() {
+        let contenders = [contender("ar={}"), contender("other={}")];
+        let rows = rows(&turns(None), "m", 1, &contenders).unwrap();
+        assert_eq!((rows[1].joules_per_token, rows[1].joules_per_right), (None, None));
+        assert_eq!(rows[0].joules_per_token, Some(8.0 / 12.0));
+    }
+
+    #[test]
+    fn answers_that_change_between_rounds_are_counted_and_rounds_must_match() {
+        let contenders = [contender("ar={}"), contender("other={}")];
+        let mut turns = turns(None);
+        turns[3].answers[0] = answer(&[1, 2, 3, 9], true, None);
+        assert_eq!(rows(&turns, "m", 1, &contenders).unwrap()[1].num_unstable, 1);
+        turns.pop();
+        assert!(rows(&turns, "m", 1, &contenders).is_err());
+        assert!(rows(&turns, "m", 2, &contenders).is_err(), "no turn at that batch size");
+    }
+}
