@@ -82,7 +82,11 @@ impl Meter {
         let snapshot = self.monitor.snapshot();
         match snapshot.status {
             Ok(()) => Ok(snapshot.basis.name()),
-            Err(reason) => Err(reason.name().to_owned()),
+            Err(reason) => {
+                let lines = self.monitor.lines();
+                let absent = lines.iter().find(|line| line.contains("is not read"));
+                Err(absent.map_or_else(|| reason.name().to_owned(), |line| line.replacen("energy: ", "", 1)))
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     advice::{Rule, judged},
     race::{Refused, Turn},
     row::Row,
-    words::{points, recommendation, times, warnings},
+    words::{pass_times, points, recommendation, times, unsteady, warnings},
 };
 use crate::{
     hardware::Hardware,
@@ -97,15 +97,17 @@ impl Findings {
         let (fewest, most) = (batches().min(), batches().max());
         let batch = |group: &[Row]| group.first().map(|row| row.batch);
         let wanted = self.groups.iter().filter(|group| [fewest, most].contains(&batch(group)));
-        list(&wanted.map(|group| recommendation(group, rule, batch(group) == most)).collect::<Vec<_>>())
+        let mut lines: Vec<String> = wanted.map(|group| recommendation(group, rule, batch(group) == most)).collect();
+        lines.extend(self.groups.iter().filter_map(|group| unsteady(group)));
+        list(&lines)
     }
 
     fn warnings(&self) -> Vec<String> {
-        let millis = |group: &[Row]| {
-            let name = group.first().map(|row| &row.model);
-            self.run.models.iter().find(|model| Some(&model.name) == name).map_or(&[][..], |model| &model.pass_millis)
-        };
-        self.groups.iter().flat_map(|group| warnings(group, millis(group))).collect()
+        let mut lines: Vec<String> = self.groups.iter().flat_map(|group| warnings(group)).collect();
+        if !lines.is_empty() {
+            lines.extend(self.run.models.iter().filter_map(|model| pass_times(&model.name, &model.pass_millis)));
+        }
+        lines
     }
 
     fn has_joules(&self) -> bool {

@@ -18,7 +18,7 @@ use super::{
     measure, report,
     row::{Outcome, Row},
     run,
-    words::{recommendation, warnings},
+    words::{pass_times, recommendation, unsteady, warnings},
 };
 use crate::stats::Summary;
 
@@ -116,6 +116,7 @@ fn without_a_gain_the_baseline_stays() {
     let text = recommendation(&rows, RULE, true);
     assert!(text.contains("use `ar`") && text.contains("Nothing here is faster beyond the spread."), "{text}");
     assert!(text.contains("The default, `jacobi`, reaches 0.80 (0.70 to 0.90)"), "{text}");
+    assert!(text.contains("`noisy` came out highest, 1.30 (0.90 to 1.50)"), "{text}");
     rows[2] = row("wrong", &[3.0, 3.0, 3.0], (1000, 300, 0));
     let text = recommendation(&rows, RULE, true);
     assert!(text.contains("use `ar`") && text.contains("What is faster answers worse."), "{text}");
@@ -175,11 +176,20 @@ fn tokens_that_are_no_speed_are_explained() {
     assert_eq!(loss(&fine, &baseline), None);
     let slow = row("slow", &[0.5, 0.5], (100, 0, 0));
     assert_eq!(loss(&slow, &baseline), None, "no more tokens, so none are lost");
-    let text = warnings(&[baseline.clone(), wide(5.0), fine], &[(1, 2.0), (16, 4.9)]).join("\n");
+    let text = warnings(&[baseline.clone(), wide(5.0), fine]).join("\n");
     assert!(text.contains("scores 16.0 rows for a request takes 5.00 ms, 2.50 times one that scores 1.0"), "{text}");
-    assert!(text.contains("1: 2.00, 16: 4.90") && !text.contains("fine"), "{text}");
-    let text = warnings(&[baseline, wide(2.0)], &[]).join("\n");
+    assert!(!text.contains("fine"), "{text}");
+    let text = warnings(&[baseline, wide(2.0)]).join("\n");
     assert!(text.contains("the time goes elsewhere"), "{text}");
+    assert!(pass_times("m", &[(1, 2.0), (16, 4.9)]).unwrap().contains("1: 2.00, 16: 4.90"));
+    assert_eq!(pass_times("m", &[]), None);
+}
+
+#[test]
+fn an_unsteady_baseline_is_doubted() {
+    let speeds = |speeds: &[f64]| Row { tokens_per_second: rounds(speeds), ..row("ar", &[1.0, 1.0], (100, 0, 0)) };
+    assert_eq!(unsteady(&[speeds(&[100.0, 120.0])]), None);
+    assert!(unsteady(&[speeds(&[100.0, 140.0])]).unwrap().contains("from 100 to 140 tokens per second"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The advice in plain language.
 
 use super::{
-    advice::{Advice, Loss, Rule, advise, judged, loss},
+    advice::{Advice, Loss, Rule, advise, is_faster, judged, loss},
     catalogue::Contender,
     row::Row,
 };
@@ -37,7 +37,7 @@ pub(super) fn recommendation(rows: &[Row], rule: Rule, is_largest: bool) -> Stri
     let head = format!("**{}, {}:**", baseline.model, occasion(baseline.batch, is_largest));
     let mut lines = vec![match advice.best {
         Some(best) => format!("{head} use `{}`. {}", best.strategy, praise(best, baseline, rule)),
-        None => format!("{head} {}", stay(rows, baseline, &advice)),
+        None => format!("{head} {}", stay(rows, baseline, (&advice, rule))),
     }];
     let than = if advice.best.is_some() { "faster still" } else { "faster" };
     for row in &advice.worse {
@@ -97,7 +97,7 @@ fn praise(best: &Row, baseline: &Row, rule: Rule) -> String {
 }
 
 /// Why nothing beats the baseline.
-fn stay(rows: &[Row], baseline: &Row, advice: &Advice<'_>) -> String {
+fn stay(rows: &[Row], baseline: &Row, (advice, rule): (&Advice<'_>, Rule)) -> String {
     let option = format!("`\"decoding\": {}`", baseline.decoding);
     if baseline.speed_up.runs < 2 {
         return format!(
@@ -113,6 +113,15 @@ fn stay(rows: &[Row], baseline: &Row, advice: &Advice<'_>) -> String {
         }
         (true, true) => format!("use `{}`: {option}. Nothing here is faster beyond the spread.", baseline.strategy),
     };
+    let candidate = rows.iter().max_by(|a, b| a.speed_up.median.total_cmp(&b.speed_up.median));
+    let is_hopeful = |row: &&Row| row.speed_up.median >= 1.0 + rule.least_gain && !is_faster(row.speed_up, rule);
+    if let Some(candidate) = candidate.filter(is_hopeful) {
+        text.push_str(&format!(
+            " `{}` came out highest, {} times the baseline, and more rounds on a quiet machine may tell.",
+            candidate.strategy,
+            times(candidate.speed_up)
+        ));
+    }
     let default = rows.iter().find(|row| Contender::is_default(&row.strategy));
     if let Some(default) = default.filter(|default| default.speed_up.median < 1.0) {
         text.push_str(&format!(
@@ -141,37 +150,56 @@ fn untold(row: &Row, needed: Option<usize>, (than, rule): (&str, Rule)) -> Strin
     )
 }
 
-/// Where tokens per forward do not become speed, and why: `pass_millis` are the engine's own times by rows, if it has
-/// measured them.
-pub(super) fn warnings(rows: &[Row], pass_millis: &[(usize, f64)]) -> Vec<String> {
+/// A baseline whose own speed changes this much between rounds says that something else does.
+const UNSTEADY: f64 = 1.3;
+
+/// What the reader should doubt: a baseline that is not steady.
+pub(super) fn unsteady(rows: &[Row]) -> Option<String> {
+    let baseline = rows.iter().find(|row| row.is_baseline)?;
+    let Summary { min, max, .. } = baseline.tokens_per_second;
+    (max > UNSTEADY * min).then(|| {
+        format!(
+            "{}, {} at a time: the baseline's own speed went from {min:.0} to {max:.0} tokens per second between rounds. \
+             Other load, or turns too short to measure: quiet the machine, or raise `--problems` and `--rounds`.",
+            baseline.model, baseline.batch
+        )
+    })
+}
+
+/// Where tokens per forward do not become speed, and why.
+pub(super) fn warnings(rows: &[Row]) -> Vec<String> {
     let Some(baseline) = rows.iter().find(|row| row.is_baseline) else { return Vec::new() };
-    let warn = |row: &Row| loss(row, baseline).map(|loss| warning(row, baseline, loss, pass_millis));
+    let warn = |row: &Row| loss(row, baseline).map(|loss| warning(row, baseline, loss));
     rows.iter().filter(|row| !row.is_baseline).filter_map(warn).collect()
 }
 
-fn warning(row: &Row, baseline: &Row, loss: Loss, pass_millis: &[(usize, f64)]) -> String {
-    let Loss { tokens, speed, pass } = loss;
+/// The engine's own times of a pass; `None` if it has not measured them.
+pub(super) fn pass_times(model: &str, pass_millis: &[(usize, f64)]) -> Option<String> {
+    let times: Vec<String> = pass_millis.iter().map(|(rows, millis)| format!("{rows}: {millis:.2}")).collect();
+    (!times.is_empty()).then(|| {
+        format!(
+            "{model}, as the engine measured it at its start, milliseconds of a pass by its rows, those of all requests \
+             together: {}.",
+            times.join(", ")
+        )
+    })
+}
+
+fn warning(row: &Row, baseline: &Row, Loss { tokens, speed, pass }: Loss) -> String {
     let head = format!(
-        "{}, `{}`, {} at a time: {tokens:.2} times the tokens per forward of `{}`, but only {speed:.2} times its speed.",
+        "{}, `{}`, {} at a time: {tokens:.2} times the tokens per forward of `{}`, but {speed:.2} times its speed.",
         row.model, row.strategy, row.batch, baseline.strategy
     );
-    let why = match pass > 1.1 {
+    match pass > 1.1 {
         true => format!(
-            "A pass that scores {:.1} rows for a request takes {:.2} ms, {pass:.2} times one that scores {:.1} ({:.2} ms).",
+            "{head} A pass that scores {:.1} rows for a request takes {:.2} ms, {pass:.2} times one that scores {:.1} \
+             ({:.2} ms).",
             row.rows_per_pass, row.pass_ms, baseline.rows_per_pass, baseline.pass_ms
         ),
         false => format!(
-            "Its passes take about as long as the baseline's ({:.2} and {:.2} ms), so the time goes elsewhere: to waiting \
-             for others, or to the last requests of a turn, which run alone.",
+            "{head} Its passes take about as long as the baseline's ({:.2} and {:.2} ms), so the time goes elsewhere: to \
+             waiting for others, or to the last requests of a turn, which run alone.",
             row.pass_ms, baseline.pass_ms
         ),
-    };
-    let own: Vec<String> = pass_millis.iter().map(|(rows, millis)| format!("{rows}: {millis:.2}")).collect();
-    match pass > 1.1 && !own.is_empty() {
-        true => format!(
-            "{head} {why} The engine measured at start, in milliseconds of a pass by its rows: {}.",
-            own.join(", ")
-        ),
-        false => format!("{head} {why}"),
     }
 }
