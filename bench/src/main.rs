@@ -5,6 +5,7 @@
 //! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
 //! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
 //! drives a running server with many clients that come and go. `gpu` measures the CUDA engine. `ipw` asks a running server for accuracy and energy per query.
+//! `kernels` measures every op of the CPU beside candle's.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
@@ -12,6 +13,7 @@ mod canvas;
 mod gpu;
 mod hardware;
 mod ipw;
+mod kernels;
 mod lla;
 mod llama;
 mod llama_diffusion;
@@ -33,7 +35,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Measures Leapfrog.
 #[derive(Debug, Parser)]
-#[command(name = "leapfrog-bench", version, about)]
+#[command(name = "leapfrog-bench", bin_name = "leapfrog bench", version, about)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -59,6 +61,8 @@ enum Command {
     Soak(soak::SoakArgs),
     /// Accuracy per watt and per joule of each strategy of a running server, as the paper "Intelligence per Watt" defines them.
     Ipw(Box<ipw::IpwArgs>),
+    /// Every kernel of the CPU: time, bytes, operations, share of the limit of this machine, and candle's own op beside it.
+    Kernels(Box<kernels::KernelsArgs>),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -72,5 +76,6 @@ fn main() -> anyhow::Result<()> {
         Command::Gpu(args) => gpu::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Ipw(args) => ipw::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
     }
 }
