@@ -61,7 +61,7 @@ impl Kind {
 pub(super) fn run(suite: &mut Suite<'_>, context: usize) -> anyhow::Result<()> {
     let heads = suite.sizes().heads();
     let cache_bytes = 2 * context * heads.kv_heads * heads.head_dim * size_of::<f32>();
-    for cold in suite.temperatures(cache_bytes) {
+    for cold in suite.temperatures("The KV cache of attention", cache_bytes) {
         let num_copies = copies(cache_bytes, suite.copies_for(cold));
         let kv = Kv::new(heads, context, num_copies, suite)?;
         for kind in Kind::ALL {

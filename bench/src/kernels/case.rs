@@ -37,7 +37,8 @@ impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, shape, what, rows, format, cold } = self;
         let data = if *cold { "cold" } else { "warm" };
-        write!(f, "{op} {what} of {shape}, {rows} rows, {format}, {data}")
+        let space = if what.is_empty() { "" } else { " " };
+        write!(f, "{op}{space}{what} of {shape}, {rows} rows, {format}, {data}")
     }
 }
 
@@ -238,7 +239,7 @@ mod tests {
             (&[-4.0, 3.0], &[3.0, -4.0]),
         ] {
             let error = measure(&case(ours, theirs), EFFORT).err().map(|error| format!("{error:#}"));
-            assert!(error.is_some_and(|error| error.contains("sum  of tiny")), "{ours:?}");
+            assert!(error.is_some_and(|error| error.contains("sum of tiny")), "{ours:?}");
         }
     }
 

@@ -158,7 +158,7 @@ fn uniform(random: &mut SplitMix) -> f32 {
 
 /// Copies of `bytes` that together are as large as what comes from memory must be; one of warm data.
 pub(super) fn copies(bytes: usize, cold: Option<Caches>) -> usize {
-    cold.map_or(1, |caches| caches.cold_bytes().div_ceil(bytes.max(1)).max(2))
+    cold.map_or(1, |caches| caches.cold_bytes().div_ceil(bytes.max(1)))
 }
 
 /// Normal numbers.
@@ -179,7 +179,7 @@ mod tests {
     /// Both read the same blocks, and none of them is constant.
     #[test]
     fn ours_and_candles_weights_are_the_same_numbers() {
-        let caches = Caches { l2_bytes: 10_000, l3_bytes: None };
+        let caches = Caches { l2_bytes: 20_000, l3_bytes: None };
         for format in Format::value_variants() {
             let weights = Weights::new(*format, (20, 256), Some(caches), &mut SplitMix(3)).unwrap();
             let mut row = vec![0.0; 256];
@@ -198,6 +198,6 @@ mod tests {
     #[test]
     fn copies_fill_twice_the_last_cache() {
         let caches = Caches { l2_bytes: 10, l3_bytes: Some(1000) };
-        assert_eq!([copies(300, Some(caches)), copies(5000, Some(caches)), copies(300, None)], [7, 2, 1]);
+        assert_eq!([copies(300, Some(caches)), copies(5000, Some(caches)), copies(300, None)], [7, 1, 1]);
     }
 }

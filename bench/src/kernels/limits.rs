@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::counts::Counts;
 use crate::stats::SplitMix;
 
-/// Tries of each rate; the best counts.
-const TRIES: usize = 7;
+/// Tries of each rate; the best counts. Many short ones, for other programs interrupt the long ones.
+const TRIES: usize = 60;
 /// Shortest try.
-const SHORTEST_S: f64 = 0.01;
+const SHORTEST_S: f64 = 0.002;
 /// The second-level cache of one core where the system does not tell.
 const USUAL_L2_BYTES: usize = 512 << 10;
 /// Least size of the arrays that stand for memory.

@@ -22,14 +22,15 @@ pub(super) fn run(suite: &mut Suite<'_>, matrix: Matrix, format: Format) -> anyh
     if !format.divides(inputs) {
         let block_len = format.ours().block_len();
         suite.note(format!(
-            "{} of {} has no {}: {inputs} inputs are not a multiple of {block_len}.",
+            "{} of {} is not measured in {}: {inputs} inputs are not a multiple of {block_len}.",
             name,
             suite.shape_name(),
             format.name()
         ));
         return Ok(());
     }
-    for cold in suite.temperatures(PackedLinear::bytes_of(format.ours(), outputs, inputs)) {
+    let bytes = PackedLinear::bytes_of(format.ours(), outputs, inputs);
+    for cold in suite.temperatures(&format!("{name} in {}", format.name()), bytes) {
         let weights = Weights::new(format, (outputs, inputs), suite.copies_for(cold), &mut suite.random())?;
         for rows in suite.rows() {
             let xs = normal(&[rows, inputs], &mut suite.random())?;

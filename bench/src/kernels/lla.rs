@@ -24,7 +24,7 @@ pub(super) fn run(suite: &mut Suite<'_>, context: usize) -> anyhow::Result<()> {
     for rows in [1, BLOCK_ROWS.min(context)] {
         let shape = Shape { heads, kv_heads, dim: head_dim, rows, context };
         ensure!(shape.fits(), "--context {context} is more than local linear attention is measured with");
-        for cold in suite.temperatures(cache_bytes) {
+        for cold in suite.temperatures("The KV cache of local linear attention", cache_bytes) {
             let num_copies = super::data::copies(cache_bytes, suite.copies_for(cold));
             let seed = suite.random().below(1 << 30) as u64;
             let inputs = (0..num_copies as u64)

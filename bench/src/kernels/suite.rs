@@ -75,12 +75,16 @@ impl Suite<'_> {
         SplitMix(self.args.seed)
     }
 
-    /// Whether to measure cold, warm or both. Data that no cache holds are never warm.
-    pub(super) fn temperatures(&self, bytes: usize) -> Vec<bool> {
-        let fits = bytes < self.limits.caches.last_bytes();
-        let mut cold: Vec<bool> = self.args.data.iter().map(|data| *data == Temperature::Cold || !fits).collect();
-        cold.dedup();
-        cold
+    /// Whether to measure cold, warm or both. Data that no cache holds cannot be warm; `what` then stands in a note.
+    pub(super) fn temperatures(&mut self, what: &str, bytes: usize) -> Vec<bool> {
+        let last_bytes = self.limits.caches.last_bytes();
+        let fits = bytes <= last_bytes;
+        if !fits && self.args.data.contains(&Temperature::Warm) {
+            let shape = self.shape_name();
+            self.note(format!("{what} of {shape} is never warm: {bytes} bytes, and the last cache has {last_bytes}."));
+        }
+        let measured = self.args.data.iter().filter(|data| fits || **data == Temperature::Cold);
+        measured.map(|data| *data == Temperature::Cold).collect()
     }
 
     /// The caches that copies have to be larger than.

@@ -31,7 +31,8 @@ pub(super) fn run_embedding(suite: &mut Suite<'_>, format: Format) -> anyhow::Re
         ));
         return Ok(());
     }
-    for cold in suite.temperatures(PackedLinear::bytes_of(format.ours(), vocab, hidden)) {
+    let bytes = PackedLinear::bytes_of(format.ours(), vocab, hidden);
+    for cold in suite.temperatures(&format!("The embedding in {}", format.name()), bytes) {
         let mut random = suite.random();
         let weights = Weights::new(format, (vocab, hidden), suite.copies_for(cold), &mut random)?;
         for rows in suite.rows() {
