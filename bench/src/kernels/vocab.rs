@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::{
     case::{Case, Label, Peer},
     counts,
-    data::{Candles, Format, Weights, normal},
+    data::{Candles, Format, Weights, copies, normal},
     suite::Suite,
 };
 
@@ -20,7 +20,7 @@ const EMBEDDING_TOLERANCE: f64 = 1e-5;
 /// Sums of many exponentials.
 const CONFIDENCE_TOLERANCE: f64 = 1e-4;
 
-/// Rows of a table, a set of random tokens for each copy of it.
+/// Rows of a table, for several sets of random tokens.
 pub(super) fn run_embedding(suite: &mut Suite<'_>, format: Format) -> anyhow::Result<()> {
     let (vocab, hidden) = (suite.sizes().vocab, suite.sizes().hidden);
     if !format.divides(hidden) {
@@ -36,8 +36,11 @@ pub(super) fn run_embedding(suite: &mut Suite<'_>, format: Format) -> anyhow::Re
         let mut random = suite.random();
         let weights = Weights::new(format, (vocab, hidden), suite.copies_for(cold), &mut random)?;
         for rows in suite.rows() {
+            // The same tokens again would find their rows in a cache, however large the table is.
+            let num_tables = weights.ours.len();
+            let num_sets = copies(rows * weights.row_bytes, suite.copies_for(cold)).max(num_tables);
             let ids: Vec<Vec<u32>> =
-                weights.ours.iter().map(|_| (0..rows).map(|_| random.below(vocab) as u32).collect()).collect();
+                (0..num_sets).map(|_| (0..rows).map(|_| random.below(vocab) as u32).collect()).collect();
             let id_tensors =
                 ids.iter().map(|ids| Tensor::new(&ids[..], &Device::Cpu)).collect::<Result<Vec<_>, _>>()?;
             let id_tensors = &id_tensors;
@@ -45,17 +48,17 @@ pub(super) fn run_embedding(suite: &mut Suite<'_>, format: Format) -> anyhow::Re
                 label: Label { rows, format: format.name().into(), cold, ..suite.label("embedding") },
                 counts: counts::embedding(rows, hidden, weights.row_bytes, format != Format::F32),
                 products: Products::F32,
-                num_copies: weights.ours.len(),
-                ours: Box::new(|copy| look_up(&weights.ours[copy], &ids[copy])),
+                num_copies: num_sets,
+                ours: Box::new(|copy| look_up(&weights.ours[copy % num_tables], &ids[copy])),
                 peer: match &weights.candles {
                     Candles::Floats(all) => Peer::Candle {
                         name: "Tensor::index_select",
-                        call: Box::new(move |copy| Ok(all[copy].index_select(&id_tensors[copy], 0)?)),
+                        call: Box::new(move |copy| Ok(all[copy % num_tables].index_select(&id_tensors[copy], 0)?)),
                         arrange: Ok,
                     },
                     Candles::Blocks(all) => Peer::Candle {
                         name: "QTensor::embedding",
-                        call: Box::new(move |copy| Ok(all[copy].tensor.embedding(&id_tensors[copy])?)),
+                        call: Box::new(move |copy| Ok(all[copy % num_tables].tensor.embedding(&id_tensors[copy])?)),
                         arrange: Ok,
                     },
                 },
