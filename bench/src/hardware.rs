@@ -1,6 +1,6 @@
 //! Facts about the machine that a number needs to mean anything.
 
-use std::{fs, process::Command, thread};
+use std::{fs, thread};
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ pub(crate) struct Hardware {
     pub(crate) cores: usize,
     pub(crate) features: Vec<&'static str>,
     pub(crate) memory_gib: Option<u64>,
-    /// Commit of the source tree that the command ran in, with `-dirty` if it had changes.
+    /// Commit that this program was built from, with `-dirty` if there were changes; `None` if it was built without git.
     pub(crate) commit: Option<String>,
 }
 
@@ -34,13 +34,7 @@ impl Hardware {
             cores: thread::available_parallelism().map_or(1, usize::from),
             features: FEATURES.iter().filter(has).copied().collect(),
             memory_gib: kib.map(|kib| (kib + (1 << 19)) >> 20),
-            commit: commit(),
+            commit: option_env!("LEAPFROG_COMMIT").map(str::to_owned),
         }
     }
-}
-
-fn commit() -> Option<String> {
-    let output = Command::new("git").args(["describe", "--always", "--dirty", "--exclude=*"]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }

@@ -52,6 +52,11 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, wait.as_secs().to_string())], body).into_response()
 }
 
+/// `GET /version`: which program this is, in the words of vLLM.
+pub(crate) async fn version() -> impl IntoResponse {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
 /// The command `health`: prints what the server says; exit code 0 if it is well.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
 pub fn probe(args: &HealthArgs) -> ExitCode {

@@ -31,6 +31,7 @@ pub fn router(state: AppState) -> Router {
     let routes = Router::new()
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
+        .route("/version", get(health::version))
         .route("/metrics", get(metrics::show))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))

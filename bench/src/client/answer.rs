@@ -173,12 +173,18 @@ pub(super) struct Reader {
     has_done: bool,
     /// Tokens that the server has counted so far, if it does so in every chunk.
     counted: u64,
+    is_counted: bool,
 }
 
 impl Reader {
     pub(super) fn new(keeps_text: bool) -> Self {
         let answer = Answer { text: keeps_text.then(String::new), ..Answer::empty(Instant::now()) };
-        Self { answer, has_done: false, counted: 0 }
+        Self { answer, has_done: false, counted: 0, is_counted: true }
+    }
+
+    /// Whether the last line was read.
+    pub(super) fn has_done(&self) -> bool {
+        self.has_done
     }
 
     pub(super) fn head(&mut self, status: u16) {
@@ -190,18 +196,27 @@ impl Reader {
     pub(super) fn line(&mut self, line: &[u8], now: Instant) -> Result<(), Failure> {
         self.answer.is_stream = true;
         let Some(data) = line.strip_prefix(b"data:") else {
-            let is_field = [&b":"[..], b"event:", b"id:", b"retry:"].iter().any(|field| line.starts_with(field));
+            // The standard has comments, and fields that who does not know them ignores.
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            let is_field =
+                name.len() < line.len() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
             if line.is_empty() || is_field {
                 return Ok(());
             }
             return Err(garbage("not a line of an event stream", line));
         };
         let data = data.trim_ascii();
+        if data.is_empty() {
+            return Ok(());
+        }
         if data == b"[DONE]" {
             self.has_done = true;
             return Ok(());
         }
-        let chunk = serde_json::from_slice(data).map_err(|_| garbage("an event is not a chunk", data))?;
+        let chunk: Chunk<'_> = serde_json::from_slice(data).map_err(|_| garbage("an event is not a chunk", data))?;
+        if chunk.choices.is_none() && chunk.usage.is_none() && chunk.error.is_none() && chunk.leapfrog.is_none() {
+            return Err(garbage("an event has neither choices nor anything else that is known", data));
+        }
         self.chunk(chunk, now)
     }
 
@@ -236,16 +251,16 @@ impl Reader {
             if num_chars > 0 {
                 let of_probabilities = choice.logprobs.as_ref().and_then(|logprobs| logprobs.num_tokens());
                 let of_usage = chunk.usage.as_ref().and_then(|usage| usage.completion_tokens);
-                let num_tokens = of_probabilities.or_else(|| {
-                    let new = of_usage?.checked_sub(self.counted)?;
-                    self.counted += new;
-                    usize::try_from(new).ok()
-                });
+                // A usage is the sum so far: a difference means something if every event before had one.
+                let of_difference = of_usage.filter(|_| self.is_counted).and_then(|sum| sum.checked_sub(self.counted));
+                self.is_counted &= of_usage.is_some();
+                self.counted = of_usage.unwrap_or(self.counted);
+                let num_tokens = of_probabilities.map(|count| count as u64).or(of_difference);
                 let num_tokens = num_tokens.and_then(|count| u32::try_from(count).ok());
                 let num_chars = u32::try_from(num_chars).unwrap_or(u32::MAX);
                 self.answer.events.push(TextEvent { at_ns, num_chars, num_tokens });
             }
-            if let Some(reason) = &choice.finish_reason {
+            if let Some(reason) = choice.finish_reason.as_ref().filter(|reason| !reason.is_empty()) {
                 self.answer.finish_reason = Some(reason.clone().into_owned());
             }
         }
@@ -262,10 +277,12 @@ impl Reader {
     pub(super) fn finish(mut self, end: Result<(), Failure>) -> Answer {
         self.answer.closed_ns = nanos(self.answer.sent, Instant::now());
         self.answer.failure = match end {
-            Err(failure) => Some(failure),
+            // What happens behind the last line is no part of the answer.
+            Err(failure) if !self.has_done || failure.kind == FailureKind::ServerError => Some(failure),
+            _ if self.answer.end_ns.is_none() => Some(Failure::new(FailureKind::CutShort, "the answer has no choice")),
             // Some servers leave out the last line, which carries nothing.
-            Ok(()) if self.has_done || self.answer.finish_reason.is_some() => None,
-            Ok(()) => Some(Failure::new(FailureKind::CutShort, "the stream ended without a finish reason or [DONE]")),
+            _ if self.has_done || self.answer.finish_reason.is_some() => None,
+            _ => Some(Failure::new(FailureKind::CutShort, "the stream ended without a finish reason or [DONE]")),
         };
         self.answer
     }
@@ -311,7 +328,7 @@ mod tests {
         assert_eq!((answer.usage.prompt_tokens, answer.usage.completion_tokens), (Some(5), Some(6)));
         assert_eq!((answer.usage.cached_tokens(), answer.usage.joules()), (Some(4), Some(1.5)));
         let decoding = answer.decoding.unwrap();
-        assert_eq!((decoding.forward_passes, decoding.passes_and_tokens()), (Some(3), (3, 5)));
+        assert_eq!((decoding.forward_passes, decoding.committed_tokens()), (Some(3), 5));
         let other = read(&[r#"data: {"choices":[{"text":"a\n\u00e9bc","finish_reason":"length"}]}"#]);
         assert_eq!(other.text_fnv1a, answer.text_fnv1a, "the same text, however it was cut");
         assert_eq!(other.failure, None, "a finish reason is an end, too");
@@ -327,6 +344,12 @@ mod tests {
         ]);
         let tokens: Vec<_> = answer.events.iter().map(|event| event.num_tokens).collect();
         assert_eq!(tokens, [Some(2), Some(3), Some(2), None]);
+        let answer = read(&[
+            r#"data: {"choices":[{"delta":{"content":"a"}}]}"#,
+            r#"data: {"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}],"usage":{"completion_tokens":10}}"#,
+        ]);
+        let tokens: Vec<_> = answer.events.iter().map(|event| event.num_tokens).collect();
+        assert_eq!(tokens, [None, None], "the usage of the whole answer is not that of its last event");
     }
 
     #[test]
@@ -340,5 +363,11 @@ mod tests {
         let failed = [begun, r#"data: {"error":{"message":"out of pages","code":null}}"#];
         assert_eq!(kind(&failed), Some((FailureKind::ServerError, "out of pages".into())));
         assert_eq!(kind(&["data: {\"error\":\"no\"}"]), Some((FailureKind::ServerError, "\"no\"".into())));
+        assert_eq!(kind(&["data: [DONE]"]).unwrap().0, FailureKind::CutShort, "no choice");
+        let other = r#"data: {"object":"error","message":"out of memory"}"#;
+        assert_eq!(kind(&[begun, other, "data: [DONE]"]).unwrap().0, FailureKind::Garbage);
+        let empty_reason = r#"data: {"choices":[{"delta":{"content":"a"},"finish_reason":""}]}"#;
+        assert_eq!(kind(&[empty_reason]).unwrap().0, FailureKind::CutShort);
+        assert_eq!(kind(&["retry: 100", "x-any: 1", "data:", begun, "data: [DONE]"]), None);
     }
 }

@@ -20,6 +20,11 @@ impl Lines {
         self.received.extend_from_slice(piece);
     }
 
+    /// Bytes that are not handed out yet.
+    pub(super) fn pending(&self) -> usize {
+        self.received.len() - self.taken
+    }
+
     /// The next whole line without its end, `\n` or `\r\n`.
     pub(super) fn next_line(&mut self) -> Option<&[u8]> {
         let Some(found) = self.received[self.searched..].iter().position(|byte| *byte == b'\n') else {

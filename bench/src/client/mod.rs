@@ -10,14 +10,20 @@ use anyhow::{Context, ensure};
 use reqwest::{Client as Http, Response, StatusCode, header};
 use serde_json::Value;
 
+#[cfg(test)]
+pub(crate) use self::answer::TextEvent;
 use self::{answer::Reader, lines::Lines};
 pub(crate) use self::{
     answer::{Answer, Failure, FailureKind},
     wire::{Decoding, Usage},
 };
 
-/// Most bytes of one answer; more is garbage.
-const MOST_BYTES: usize = 32 << 20;
+/// Most bytes of an answer that is no stream, and of a line of one; more is garbage.
+const MOST_BYTES: usize = 64 << 20;
+/// Most bytes of an error that are read.
+const MOST_OF_ERROR: usize = 64 << 10;
+/// How long the end of a connection is waited for behind the last line, so that it can be used again.
+const LINGER: Duration = Duration::from_secs(1);
 /// Longest wait for a connection, and for an answer that needs no model.
 const CONNECT: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_secs(30);
@@ -36,6 +42,12 @@ impl Connection {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let is_address = base.starts_with("http://") || base.starts_with("https://");
         ensure!(is_address, "`{url}` is not an address like http://127.0.0.1:8080");
+        let parsed = reqwest::Url::parse(&base).with_context(|| format!("`{base}` is not an address"))?;
+        // Addresses are written into reports.
+        ensure!(
+            parsed.username().is_empty() && parsed.password().is_none(),
+            "names and passwords in an address are not taken; give a key with --api-key"
+        );
         let mut headers = header::HeaderMap::new();
         if let Some(key) = api_key {
             let mut value =
@@ -50,7 +62,7 @@ impl Connection {
         Ok(Self { http: builder.build()?, base })
     }
 
-    /// Whether the server runs on this machine, so that facts about this machine are facts about it.
+    /// Whether it is at a loopback address, so that facts about this machine are facts about it.
     pub(crate) fn is_local(&self) -> bool {
         is_local(&self.base)
     }
@@ -75,8 +87,10 @@ impl Connection {
 }
 
 fn is_local(base: &str) -> bool {
-    let host = base.split_once("://").map_or(base, |(_, host)| host);
-    ["127.", "localhost", "[::1]"].iter().any(|name| host.starts_with(name))
+    let url = reqwest::Url::parse(base).ok();
+    let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default();
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// The error of the library without its address, which every message would repeat.
@@ -128,7 +142,7 @@ impl Client {
         let status = response.status();
         reader.head(status.as_u16());
         if !status.is_success() {
-            let text = response.text().await.unwrap_or_default();
+            let text = beginning(response).await;
             return Err(Failure::new(FailureKind::Status, format!("{status}: {}", error_message(&text))));
         }
         let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -153,20 +167,34 @@ fn error_message(body: &str) -> String {
     shown(message.unwrap_or(body))
 }
 
+/// The beginning of a body, or why it cannot be read.
+async fn beginning(mut response: Response) -> String {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(piece)) if body.len() < MOST_OF_ERROR => body.extend_from_slice(&piece),
+            Ok(_) => return String::from_utf8_lossy(&body).into_owned(),
+            Err(error) => return format!("(its body cannot be read: {:#})", plain(error)),
+        }
+    }
+}
+
 async fn read_stream(mut response: Response, reader: &mut Reader) -> Result<(), Failure> {
     let mut lines = Lines::default();
-    let mut num_bytes = 0;
-    while let Some(piece) = response.chunk().await.map_err(Failure::of_reading)? {
+    while !reader.has_done() {
+        let Some(piece) = response.chunk().await.map_err(Failure::of_reading)? else { return Ok(()) };
         let now = Instant::now();
-        num_bytes += piece.len();
-        if num_bytes > MOST_BYTES {
-            return Err(too_long());
-        }
         lines.push(&piece);
         while let Some(line) = lines.next_line() {
             reader.line(line, now)?;
         }
+        if lines.pending() > MOST_BYTES {
+            return Err(too_long());
+        }
     }
+    // Whatever comes now, or does not, the answer is whole.
+    let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+    let _ = tokio::time::timeout(LINGER, rest).await;
     Ok(())
 }
 
@@ -182,5 +210,5 @@ async fn read_object(mut response: Response, reader: &mut Reader) -> Result<(), 
 }
 
 fn too_long() -> Failure {
-    Failure::new(FailureKind::TooLong, format!("the answer is longer than {MOST_BYTES} bytes"))
+    Failure::new(FailureKind::TooLong, format!("an answer, or a line of its stream, is longer than {MOST_BYTES} bytes"))
 }

@@ -99,6 +99,12 @@ struct Energy {
 }
 
 impl Usage {
+    /// A usage that tells nothing but these.
+    #[cfg(test)]
+    pub(crate) fn of(prompt_tokens: Option<u64>, completion_tokens: Option<u64>) -> Self {
+        Self { prompt_tokens, completion_tokens, ..Self::default() }
+    }
+
     /// Prompt tokens that the server had not to compute.
     pub(crate) fn cached_tokens(&self) -> Option<u64> {
         self.prompt_tokens_details.as_ref()?.cached_tokens
@@ -115,6 +121,7 @@ impl Usage {
 #[serde(default)]
 pub(crate) struct Decoding {
     pub(crate) strategy: Option<String>,
+    /// Passes that scored slots of the request.
     pub(crate) forward_passes: Option<u64>,
     /// Entry `a - 1` counts the passes that committed `a` tokens.
     #[serde(deserialize_with = "list_or_nothing")]
@@ -127,9 +134,9 @@ fn list_or_nothing<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Er
 }
 
 impl Decoding {
-    /// Passes that scored slots, and tokens that they committed.
-    pub(crate) fn passes_and_tokens(&self) -> (u64, u64) {
-        let passes = self.acceptance_histogram.iter().sum();
-        (passes, self.acceptance_histogram.iter().zip(1..).map(|(count, accepted)| count * accepted).sum())
+    /// Tokens that its passes committed. Passes that committed none are not in the histogram.
+    pub(crate) fn committed_tokens(&self) -> u64 {
+        let of_entry = |(count, accepted): (&u64, u64)| count.saturating_mul(accepted);
+        self.acceptance_histogram.iter().zip(1..).map(of_entry).fold(0, u64::saturating_add)
     }
 }

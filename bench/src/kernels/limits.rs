@@ -1,6 +1,6 @@
 //! What this machine can do at most, measured in the same run: rates of its memories and of its multipliers.
 
-use std::{fs, hint::black_box, time::Instant};
+use std::{collections::BTreeMap, fs, hint::black_box, time::Instant};
 
 use anyhow::ensure;
 use kernels::peak::{Products, multiply};
@@ -19,26 +19,40 @@ const USUAL_L2_BYTES: usize = 512 << 10;
 /// Least size of the arrays that stand for memory.
 const LEAST_MEMORY_BYTES: usize = 64 << 20;
 
+/// Third-level caches of a machine that does not tell them.
+const ASSUMED_L3_BYTES: usize = 128 << 20;
+/// Processors that are looked at.
+const MOST_CPUS: usize = 4096;
+
 /// Sizes of the caches in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Caches {
     /// Second level, of one core.
     pub(super) l2_bytes: usize,
-    /// Third level, where there is one.
+    /// Third level, of all cores together, where there is one.
     pub(super) l3_bytes: Option<usize>,
 }
 
 impl Caches {
-    /// Of the first core.
+    /// As the system tells it. Where it does not, sizes are assumed that are too large rather than too small, so that cold data
+    /// are cold.
     pub(super) fn read() -> Self {
-        let size = |level: &str| {
+        let size = |cpu: usize, level: &str| {
             (0..8).find_map(|index| {
-                let file = |name| fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"));
+                let path = |name| format!("/sys/devices/system/cpu/cpu{cpu}/cache/index{index}/{name}");
+                let file = |name| fs::read_to_string(path(name));
                 let is_level = file("level").ok()?.trim() == level;
-                if is_level { parse_size(file("size").ok()?.trim()) } else { None }
+                let size = if is_level { parse_size(file("size").ok()?.trim())? } else { return None };
+                Some((file("shared_cpu_list").ok()?, size))
             })
         };
-        Self { l2_bytes: size("2").unwrap_or(USUAL_L2_BYTES), l3_bytes: size("3") }
+        let Some((_, l2_bytes)) = size(0, "2") else {
+            return Self { l2_bytes: USUAL_L2_BYTES, l3_bytes: Some(ASSUMED_L3_BYTES) };
+        };
+        // Cores that share a third level name each other; each such group has its own.
+        let thirds: BTreeMap<String, usize> = (0..MOST_CPUS).map_while(|cpu| size(cpu, "3")).collect();
+        let l3_bytes = thirds.values().sum();
+        Self { l2_bytes, l3_bytes: (l3_bytes > 0).then_some(l3_bytes) }
     }
 
     /// The largest of them.

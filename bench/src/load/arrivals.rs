@@ -69,7 +69,7 @@ pub(crate) fn read(path: &Path, speedup: f64) -> anyhow::Result<Vec<f64>> {
     ensure!(!moments.is_empty(), "{}: no arrivals", path.display());
     moments.sort_by(f64::total_cmp);
     let first = moments[0];
-    let longest = moments[moments.len() - 1] - first;
+    let longest = (moments[moments.len() - 1] - first) / speedup;
     ensure!(longest.is_finite() && longest < 1e7, "{}: arrivals over {longest} seconds", path.display());
     Ok(moments.into_iter().map(|moment| (moment - first) / speedup).collect())
 }

@@ -8,6 +8,8 @@ pub(crate) mod requests;
 pub(crate) mod summary;
 pub(crate) mod synthetic;
 pub(crate) mod tally;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{
@@ -50,8 +52,9 @@ pub(crate) struct Plan {
     pub(crate) duration: Option<Duration>,
     /// Most requests on their way in an open loop; others wait, and their time counts from when they were due.
     pub(crate) max_in_flight: usize,
-    /// So many failures without an answer between them end the run.
+    /// So many failures without an answer between them end the run, or so many times without an answer in time.
     pub(crate) give_up_after: u64,
+    pub(crate) give_up_after_timeouts: u64,
 }
 
 /// Why a run ended.
@@ -146,16 +149,18 @@ pub(crate) async fn run(
         }
     }
     drop(sender);
-    let mut failures = 0;
+    let (mut failures, mut timeouts) = (0, 0);
     let mut gave_up = None;
     while let Some(record) = records.recv().await {
         let record = record?;
         match &record.answer.failure {
-            None => failures = 0,
+            None => (failures, timeouts) = (0, 0),
             Some(failure) if failure.kind == FailureKind::Interrupted => {}
             Some(failure) => {
                 failures += 1;
-                if failures >= plan.give_up_after && gave_up.is_none() {
+                timeouts += u64::from(failure.kind == FailureKind::Timeout);
+                let is_enough = failures >= plan.give_up_after || timeouts >= plan.give_up_after_timeouts;
+                if is_enough && gave_up.is_none() {
                     gave_up = Some(Ended::GaveUp { failures, last: failure.to_string() });
                     shared.stop.cancel();
                 }
@@ -273,6 +278,10 @@ impl Run {
                 is_wanted
             });
             while tasks.try_join_next().is_some() {}
+            // The clock may be far from the next moment, which nobody waits for.
+            if index + 1 == self.end_index {
+                break;
+            }
         }
         while tasks.join_next().await.is_some() {}
     }

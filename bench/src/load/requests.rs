@@ -58,6 +58,13 @@ impl Requests {
         if let Source::Set(set) = &source {
             ensure!(!set.prompts.is_empty(), "no prompts");
             let has_messages = set.prompts.iter().any(|prompt| matches!(prompt.content, Content::Messages(_)));
+            let is_text = |prompt: &super::prompts::Prompt| match &prompt.content {
+                Content::Text(_) => true,
+                Content::Messages(messages) => messages.pointer("/0/content").is_some_and(Value::is_string),
+            };
+            if numbered && !set.prompts.iter().all(is_text) {
+                bail!("--numbered: a first message of {} has a content that is no text", set.name);
+            }
             if endpoint == Endpoint::Completions && has_messages {
                 bail!("--prompts {}: there are messages in it, which only --endpoint chat takes", set.name);
             }

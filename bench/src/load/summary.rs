@@ -8,8 +8,13 @@ use crate::client::{Decoding, FailureKind, Usage};
 /// Everything that a run says. Times are milliseconds; of failed requests only [`Summary::failed_after_ms`] tells.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Summary {
-    /// From the moment when the first request was wanted to the end of the last answer.
+    /// From the moment when the first request was wanted to the end of the last answer; failures do not lengthen it.
     pub(crate) window_s: f64,
+    /// Of open loops: requests a second as they were wanted.
+    pub(crate) offered: Option<f64>,
+    /// Of open loops: mean end-to-end time of the requests that were wanted in the second half of the run, over that of the first.
+    /// Where requests pile up it is far above 1.
+    pub(crate) growth: Option<f64>,
     pub(crate) sent: u64,
     pub(crate) ok: u64,
     pub(crate) failed: u64,
@@ -52,6 +57,17 @@ pub(crate) struct Summary {
     pub(crate) timeline: Timeline,
 }
 
+impl Summary {
+    /// Whether requests of an open loop piled up: those of its second half took much longer than those of its first.
+    pub(crate) fn is_falling_behind(&self) -> bool {
+        self.growth.is_some_and(|growth| growth > MOST_GROWTH)
+    }
+}
+
+/// Growth of the end-to-end time from one half of a run to the other that chance does not explain. Under a load of 1.1 times
+/// what a server can do it is 3.
+const MOST_GROWTH: f64 = 1.75;
+
 /// Failures of one cause.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Failures {
@@ -83,13 +99,14 @@ impl Tokens {
     pub(super) fn add(&mut self, usage: &Usage) {
         match (usage.prompt_tokens, usage.completion_tokens) {
             (Some(prompt), Some(completion)) => {
-                self.prompt += prompt;
-                self.completion += completion;
+                self.prompt = self.prompt.saturating_add(prompt);
+                self.completion = self.completion.saturating_add(completion);
             }
             _ => self.answers_without += 1,
         }
         if let Some(cached) = usage.cached_tokens() {
-            *self.cached.get_or_insert(0) += cached;
+            let sum = self.cached.get_or_insert(0);
+            *sum = sum.saturating_add(cached);
         }
     }
 }
@@ -129,7 +146,6 @@ pub(crate) struct Goodput {
 pub(super) struct Passes {
     answers: u64,
     forward: u64,
-    scoring: u64,
     committed: u64,
 }
 
@@ -138,31 +154,26 @@ pub(super) struct Passes {
 pub(crate) struct PassSummary {
     /// Answers that told it.
     pub(crate) answers: u64,
-    /// Passes in which a request took part, summed over requests: a pass of four requests counts four times.
+    /// Passes that scored slots of a request, summed over requests: a pass of four requests counts four times.
     pub(crate) forward_passes: u64,
-    /// Of these, those that scored slots, and the tokens that they committed.
-    pub(crate) scoring_passes: u64,
     pub(crate) committed_tokens: u64,
-    /// Committed tokens over scoring passes.
+    /// Committed tokens over these passes.
     pub(crate) tokens_per_forward: Option<f64>,
 }
 
 impl Passes {
     pub(super) fn add(&mut self, decoding: &Decoding) {
-        let (scoring, committed) = decoding.passes_and_tokens();
         self.answers += 1;
-        self.forward += decoding.forward_passes.unwrap_or(0);
-        self.scoring += scoring;
-        self.committed += committed;
+        self.forward = self.forward.saturating_add(decoding.forward_passes.unwrap_or(0));
+        self.committed = self.committed.saturating_add(decoding.committed_tokens());
     }
 
     pub(super) fn summary(&self) -> Option<PassSummary> {
         (self.answers > 0).then(|| PassSummary {
             answers: self.answers,
             forward_passes: self.forward,
-            scoring_passes: self.scoring,
             committed_tokens: self.committed,
-            tokens_per_forward: (self.scoring > 0).then(|| self.committed as f64 / self.scoring as f64),
+            tokens_per_forward: (self.forward > 0).then(|| self.committed as f64 / self.forward as f64),
         })
     }
 }

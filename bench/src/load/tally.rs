@@ -90,6 +90,9 @@ pub(crate) struct Bin {
     /// Sum and maximum of the end-to-end times of the answers that ended, in milliseconds.
     pub(crate) e2e_sum_ms: f64,
     pub(crate) e2e_max_ms: f64,
+    /// Answers to requests that were wanted in this stretch, and the sum of their end-to-end times in milliseconds.
+    pub(crate) wanted: u64,
+    pub(crate) wanted_e2e_sum_ms: f64,
 }
 
 impl Bin {
@@ -100,6 +103,8 @@ impl Bin {
         self.tokens += other.tokens;
         self.e2e_sum_ms += other.e2e_sum_ms;
         self.e2e_max_ms = self.e2e_max_ms.max(other.e2e_max_ms);
+        self.wanted += other.wanted;
+        self.wanted_e2e_sum_ms += other.wanted_e2e_sum_ms;
     }
 }
 
@@ -134,6 +139,24 @@ impl Timeline {
         }
         &mut self.bins[index]
     }
+
+    /// Mean end-to-end time of what was wanted from the middle of `(first, last)` on, over that of what was wanted before;
+    /// `None` if one of them is too little to say anything.
+    fn growth(&self, (first_ns, last_ns): (u64, u64)) -> Option<f64> {
+        const LEAST: u64 = 10;
+        let middle_s = (first_ns as f64 + last_ns as f64) / 2e9;
+        let half = |is_second: bool| {
+            let bins = self
+                .bins
+                .iter()
+                .enumerate()
+                .filter(|(index, _)| ((*index as f64 + 0.5) * self.bin_s >= middle_s) == is_second);
+            let (count, sum) =
+                bins.fold((0, 0.0), |(count, sum), (_, bin)| (count + bin.wanted, sum + bin.wanted_e2e_sum_ms));
+            (count >= LEAST).then(|| sum / count as f64)
+        };
+        Some(half(true)? / half(false)?)
+    }
 }
 
 /// Everything counted so far.
@@ -142,7 +165,10 @@ pub(crate) struct Tally {
     targets: Targets,
     is_closed: bool,
     first_ns: Option<u64>,
+    last_wanted_ns: u64,
+    /// End of the last answer, and of the last answer or failure.
     last_ns: u64,
+    last_any_ns: u64,
     ok: u64,
     interrupted: u64,
     good: u64,
@@ -200,7 +226,9 @@ impl Tally {
             targets,
             is_closed,
             first_ns: None,
+            last_wanted_ns: 0,
             last_ns: 0,
+            last_any_ns: 0,
             ok: 0,
             interrupted: 0,
             good: 0,
@@ -223,7 +251,8 @@ impl Tally {
             return;
         }
         self.first_ns = Some(self.first_ns.map_or(wanted, |first| first.min(wanted)));
-        self.last_ns = self.last_ns.max(record.ended_ns());
+        self.last_wanted_ns = self.last_wanted_ns.max(wanted);
+        self.last_any_ns = self.last_any_ns.max(record.ended_ns());
         self.timeline.at(record.sent_ns).sent += 1;
         self.times.late.saturating_record(record.late_ns());
         self.busy_s += (record.ended_ns() - record.sent_ns) as f64 / 1e9;
@@ -246,6 +275,7 @@ impl Tally {
         let sent_to_end = record.ended_ns() - record.sent_ns;
         let e2e = late + sent_to_end;
         self.ok += 1;
+        self.last_ns = self.last_ns.max(record.ended_ns());
         times.e2e.saturating_record(e2e);
         times.e2e_sent.saturating_record(sent_to_end);
         if let Some(head) = answer.head_ns {
@@ -276,14 +306,18 @@ impl Tally {
             most.is_none_or(|most| time.is_none_or(|nanos| millis(nanos) <= most))
         };
         let Targets { ttft_ms, tpot_ms, e2e_ms } = self.targets;
-        // An answer without a first text cannot have it in time.
+        // An answer without a first text cannot have it in time, and one that may have a time for each token must tell it.
         let begins = ttft_ms.is_none() || ttft.is_some();
-        let is_good = begins && within(ttft_ms, ttft.map(|ttft| late + ttft)) && within(tpot_ms, tpot);
+        let is_told = tpot_ms.is_none() || tokens.is_some();
+        let is_good = begins && is_told && within(ttft_ms, ttft.map(|ttft| late + ttft)) && within(tpot_ms, tpot);
         self.good += u64::from(is_good && within(e2e_ms, Some(e2e)));
         let bin = self.timeline.at(record.ended_ns());
         bin.finished += 1;
         bin.e2e_sum_ms += millis(e2e);
         bin.e2e_max_ms = bin.e2e_max_ms.max(millis(e2e));
+        let bin = self.timeline.at(record.wanted_ns());
+        bin.wanted += 1;
+        bin.wanted_e2e_sum_ms += millis(e2e);
     }
 
     /// Counts the events of an answer; its time for each token behind the first event, if it has one.
@@ -301,7 +335,7 @@ impl Tally {
         self.events.count += events.len() as u64;
         let each = tokens.map(|tokens| tokens as f64 / events.len() as f64);
         if let Some(tokens) = tokens {
-            self.events.tokens += tokens;
+            self.events.tokens = self.events.tokens.saturating_add(tokens);
             self.events.counted += events.len() as u64;
         }
         for event in events {
@@ -344,10 +378,15 @@ impl Tally {
         let times = &self.times;
         let failed = self.num_failed();
         let per_second = |count: f64| (window_s > 0.0).then(|| count / window_s);
+        let busy_window_s = self.last_any_ns.saturating_sub(self.first_ns.unwrap_or(0)) as f64 / 1e9;
+        let wanted = (self.first_ns.unwrap_or(0), self.last_wanted_ns);
+        let offered_s = wanted.1.saturating_sub(wanted.0) as f64 / 1e9;
         let all_counted = self.tokens.answers_without == 0 && self.ok > 0;
         let known = |count: u64| if all_counted { per_second(count as f64) } else { None };
         Summary {
             window_s,
+            offered: (!self.is_closed && offered_s > 0.0).then(|| (self.ok + failed - 1) as f64 / offered_s),
+            growth: if self.is_closed { None } else { self.timeline.growth(wanted) },
             sent: self.ok + failed,
             ok: self.ok,
             failed,
@@ -360,9 +399,9 @@ impl Tally {
             rates: Rates {
                 requests: per_second(self.ok as f64),
                 output_tokens: known(self.tokens.completion),
-                total_tokens: known(self.tokens.completion + self.tokens.prompt),
+                total_tokens: known(self.tokens.completion.saturating_add(self.tokens.prompt)),
             },
-            mean_in_flight: per_second(self.busy_s),
+            mean_in_flight: (busy_window_s > 0.0).then(|| self.busy_s / busy_window_s),
             tokens: self.tokens.clone(),
             ttft_ms: Spread::of(&times.ttft),
             ttft_from_send_ms: Spread::of(&times.ttft_sent),

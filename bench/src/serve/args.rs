@@ -71,7 +71,8 @@ pub(crate) struct ServeArgs {
     /// Longest wait for a whole answer, in seconds.
     #[arg(long, default_value_t = 600.0, value_name = "SECONDS", help_heading = HELP_LOAD)]
     pub(super) timeout: f64,
-    /// Failures in a row after which the run ends [default: 100, or twice as many as there are clients].
+    /// Failures in a row after which the run ends [default: 100, or twice as many as there are clients if that is more; of
+    /// answers that do not come in time, 20, or twice as many as there are clients].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = HELP_LOAD)]
     pub(super) give_up_after: Option<u64>,
 
@@ -223,7 +224,11 @@ impl ServeArgs {
         for &clients in &self.concurrency {
             ensure!((1..=65_536).contains(&clients), "--concurrency {clients}: from 1 to 65536");
         }
-        ensure!(self.max_in_flight > 0, "--max-in-flight 0: nothing could be sent");
+        ensure!(
+            (1..=1 << 20).contains(&self.max_in_flight),
+            "--max-in-flight {}: from 1 to 1048576",
+            self.max_in_flight
+        );
         ensure!(self.max_tokens > 0, "--max-tokens 0: there would be nothing to measure");
         ensure!(
             self.temperature.is_finite() && self.temperature >= 0.0,
@@ -233,21 +238,26 @@ impl ServeArgs {
         if self.goodput.is_some_and(|goal| goal.0.ttft_ms.is_some() || goal.0.tpot_ms.is_some()) {
             ensure!(!self.no_stream, "--goodput with ttft or tpot needs streams, and --no-stream is given");
         }
+        if self.goodput.is_some_and(|goal| goal.0.tpot_ms.is_some()) {
+            ensure!(!self.no_usage, "--goodput with tpot needs the number of tokens, and --no-usage is given");
+        }
         Ok(())
     }
 
-    /// The levels that are given; the first of a sweep that looks for itself.
+    /// The levels that are given, ascending and each once.
     pub(super) fn levels(&self) -> Vec<Level> {
-        if self.arrivals_file.is_some() {
-            return vec![Level::Recorded];
-        }
-        if !self.rate.is_empty() {
-            return self.rate.iter().copied().map(Level::Rate).collect();
-        }
-        match self.concurrency.as_slice() {
-            [] => vec![Level::Clients(1)],
-            several => several.iter().copied().map(Level::Clients).collect(),
-        }
+        let mut levels: Vec<Level> = if self.arrivals_file.is_some() {
+            vec![Level::Recorded]
+        } else if !self.rate.is_empty() {
+            self.rate.iter().copied().map(Level::Rate).collect()
+        } else if self.concurrency.is_empty() {
+            vec![Level::Clients(1)]
+        } else {
+            self.concurrency.iter().copied().map(Level::Clients).collect()
+        };
+        levels.sort_by(|a, b| a.strength().total_cmp(&b.strength()));
+        levels.dedup();
+        levels
     }
 
     pub(super) fn is_sweep(&self) -> bool {
@@ -279,6 +289,10 @@ impl ServeArgs {
             give_up_after: self.give_up_after.unwrap_or(match level {
                 Level::Clients(concurrency) => 100.max(2 * concurrency as u64),
                 _ => 100,
+            }),
+            give_up_after_timeouts: self.give_up_after.unwrap_or(match level {
+                Level::Clients(concurrency) => 3.max(2 * concurrency as u64),
+                _ => 20,
             }),
             arrivals,
         })
@@ -334,6 +348,8 @@ impl ServeArgs {
                 fields[key] = value;
             }
         }
+        let is_single = fields.get("n").is_none_or(|n| n.is_null() || *n == json!(1));
+        ensure!(is_single, "--extra-body: `n` other than 1 would mix several answers in one stream");
         Ok(fields.as_object().cloned().unwrap_or_default())
     }
 }
@@ -363,7 +379,8 @@ mod tests {
         assert_eq!(args.levels(), [Level::Clients(1)]);
         let plan = args.plan(Level::Clients(1)).unwrap();
         assert_eq!((plan.num_requests, plan.duration), (Some(REQUESTS), None));
-        let args = parsed("--concurrency 1,8").unwrap();
+        let args = parsed("--concurrency 8,1,8").unwrap();
+        assert_eq!(args.levels(), [Level::Clients(1), Level::Clients(8)]);
         assert!(args.is_sweep());
         let plan = args.plan(Level::Clients(8)).unwrap();
         assert_eq!((plan.num_requests, plan.duration), (None, Some(Duration::from_secs(20))));
@@ -391,6 +408,8 @@ mod tests {
             ("--goodput e2e:3,e2e:4", "twice"),
             ("--goodput e2e:0", "above 0"),
             ("--goodput ttft:3 --no-stream", "needs streams"),
+            ("--goodput tpot:3 --no-usage", "needs the number of tokens"),
+            ("--max-in-flight 18446744073709551615", "from 1 to 1048576"),
             ("--max-tokens 0", "--max-tokens 0"),
             ("--input-tokens 5+-9", "not all above 0"),
             ("--arrivals constant", "--rate"),
@@ -409,5 +428,6 @@ mod tests {
         assert_eq!(fields["stream_options"], json!({"include_usage": true}));
         assert_eq!(parsed("--decoding fast").unwrap().fields("m").unwrap()["decoding"], "fast");
         assert!(parsed("--extra-body [1]").unwrap().fields("m").is_err());
+        assert!(parsed(r#"--extra-body {"n":2}"#).unwrap().fields("m").unwrap_err().to_string().contains("`n`"));
     }
 }

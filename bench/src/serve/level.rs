@@ -52,8 +52,6 @@ pub(super) struct Measured {
     #[serde(serialize_with = "as_text")]
     pub(super) level: Level,
     pub(super) strength: f64,
-    /// Requests a second that were asked for, in an open loop.
-    pub(super) offered: Option<f64>,
     #[serde(serialize_with = "as_debug")]
     pub(super) ended: Ended,
     pub(super) warmup_failures: u64,
@@ -137,7 +135,6 @@ impl Bench<'_> {
         Ok(Measured {
             level,
             strength: level.strength(),
-            offered: offered(&plan, level),
             ended,
             warmup_failures,
             asked_so_far: self.next_index.get(),
@@ -146,17 +143,5 @@ impl Bench<'_> {
             cost,
             curve: tally.curve(&QUANTILES),
         })
-    }
-}
-
-/// Requests a second that the plan asks for.
-fn offered(plan: &Plan, level: Level) -> Option<f64> {
-    match (level, &plan.arrivals) {
-        (Level::Rate(rate), _) => Some(rate),
-        (Level::Recorded, Arrivals::Open(load::arrivals::Schedule::Recorded(moments))) => {
-            let length = moments.last().copied().filter(|last| *last > 0.0)?;
-            Some((moments.len() - 1) as f64 / length)
-        }
-        _ => None,
     }
 }

@@ -48,10 +48,33 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     }
     // One thread: what it uses is told, and events are stamped in the order in which they come.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(session(args))
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        tokio::select! {
+            ended = session(args, &stop) => ended,
+            () = interrupted_twice(&stop) => bail!("interrupted"),
+        }
+    })
 }
 
-async fn session(args: &ServeArgs) -> anyhow::Result<()> {
+/// The first Ctrl-C ends the run, which then tells what it measured; the second ends everything.
+async fn interrupted_twice(stop: &CancellationToken) {
+    for _ in 0..2 {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Without a handler Ctrl-C ends the program, which is right, too.
+            std::future::pending::<()>().await;
+        }
+        stop.cancel();
+    }
+}
+
+async fn session(args: &ServeArgs, stop: &CancellationToken) -> anyhow::Result<()> {
+    // What is wrong with the arguments is said before anything is sent.
+    args.fields("")?;
+    for level in args.levels() {
+        args.plan(level)?;
+    }
+    let set = if args.prompts == "synthetic" { None } else { Some(PromptSet::open(&args.prompts)?) };
     let connection = Connection::open(&args.url, args.api_key.as_deref())?;
     let server = Server::find(&connection, args.model.as_deref()).await?;
     let client = Arc::new(Client {
@@ -61,18 +84,13 @@ async fn session(args: &ServeArgs) -> anyhow::Result<()> {
         keeps_text: false,
     });
     let fields = args.fields(&server.model)?;
-    let source = source(args, &client, &fields).await?;
+    let source = match set {
+        Some(set) => Source::Set(set),
+        None => Source::Synthetic(synthetic(args, &client, &fields).await?),
+    };
     let requests = Arc::new(Requests::new(source, args.endpoint, fields.clone(), args.numbered)?);
     first(&client, &requests).await?;
-    let stop = CancellationToken::new();
-    let interrupt = stop.clone();
-    tokio::spawn(async move {
-        // Without a handler Ctrl-C ends the program, which is right, too.
-        if tokio::signal::ctrl_c().await.is_ok() {
-            interrupt.cancel();
-        }
-    });
-    let bench = Bench { args, connection, client, requests, server, stop, next_index: Cell::new(0) };
+    let bench = Bench { args, connection, client, requests, server, stop: stop.clone(), next_index: Cell::new(1) };
     let levels = if args.is_sweep() {
         bench.sweep(args.out.as_deref()).await?
     } else {
@@ -87,11 +105,8 @@ async fn session(args: &ServeArgs) -> anyhow::Result<()> {
     verdict(&levels)
 }
 
-/// The prompts; for synthetic ones without a tokenizer, the server says how it counts.
-async fn source(args: &ServeArgs, client: &Client, fields: &Map<String, Value>) -> anyhow::Result<Source> {
-    if args.prompts != "synthetic" {
-        return Ok(Source::Set(PromptSet::open(&args.prompts)?));
-    }
+/// Prompts of wanted lengths; without a tokenizer the server says how it counts.
+async fn synthetic(args: &ServeArgs, client: &Client, fields: &Map<String, Value>) -> anyhow::Result<Synthetic> {
     let seed = args.seed.unwrap_or(0);
     let fit = match &args.tokenizer {
         Some(path) => Fit::of_file(path)?,
@@ -122,7 +137,7 @@ async fn source(args: &ServeArgs, client: &Client, fields: &Map<String, Value>) 
             Fit::counted(counts[0], counts[1])?
         }
     };
-    Ok(Source::Synthetic(Synthetic { input: args.input_tokens, output: args.output_tokens, seed, fit }))
+    Ok(Synthetic { input: args.input_tokens, output: args.output_tokens, seed, fit })
 }
 
 /// One request before everything else, so that a wrong address, model or field is known at once.
@@ -198,15 +213,16 @@ fn num_prompts(requests: &Requests) -> Option<usize> {
 fn summary(bench: &Bench<'_>, levels: &[Measured], has_details: bool) -> anyhow::Result<String> {
     let hardware = Hardware::read();
     let mut text = format!("# Load on `{}`\n\n`{}`\n\n", bench.server.model, command());
-    let place = if bench.server.is_local { "the same machine" } else { "another machine" };
+    let place = if bench.server.is_local { "on the same machine" } else { "not at a loopback address" };
     writeln!(
         text,
-        "leapfrog-bench {} (commit {}), {} ({} cores, {}); the server is on {place}\n",
+        "leapfrog-bench {} (commit {}), {} ({} cores, {}); the server{} is {place}\n",
         env!("CARGO_PKG_VERSION"),
         hardware.commit.as_deref().unwrap_or("unknown"),
         hardware.cpu,
         hardware.cores,
         hardware.features.join(" "),
+        bench.server.version.as_deref().map_or(String::new(), |version| format!(" (version {version})")),
     )?;
     writeln!(text, "Prompts: {}. Route {}.\n", prompts_in_words(&bench.requests), bench.requests.endpoint().path())?;
     if bench.args.is_sweep() {
@@ -236,7 +252,13 @@ fn save(bench: &Bench<'_>, fields: &Map<String, Value>, levels: &[Measured], out
         "tool": {"name": "leapfrog-bench", "version": env!("CARGO_PKG_VERSION")},
         "unix_s": unix_s,
         "hardware": Hardware::read(),
+        "url": bench.connection.base,
         "server": bench.server,
+        "settings": {
+            "requests": bench.args.requests, "duration_s": bench.args.duration, "warmup": bench.args.warmup,
+            "timeout_s": bench.args.timeout, "max_in_flight": bench.args.max_in_flight,
+            "give_up_after": bench.args.give_up_after, "numbered": bench.args.numbered, "seed": bench.args.seed,
+        },
         "endpoint": bench.requests.endpoint(),
         "fields": fields,
         "prompts": set,

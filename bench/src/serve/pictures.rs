@@ -96,7 +96,7 @@ pub(super) fn of_sweep(folder: &Path, levels: &[Measured]) -> anyhow::Result<()>
     let by_tokens = sweep::by_tokens(levels);
     let unit = if by_tokens { "output tokens/s" } else { "requests/s" };
     let points: Vec<_> = levels.iter().filter_map(|level| Some((level, level.point(by_tokens)?))).collect();
-    let is_rate = levels.first().is_some_and(|level| level.offered.is_some());
+    let is_rate = levels.first().is_some_and(|level| level.summary.offered.is_some());
     let load = if is_rate { "requests/s offered" } else { "clients" };
     let throughput = points.iter().map(|(level, point)| {
         (point.strength, point.throughput, format!("{}: {:.1} {unit}", level.level, point.throughput))

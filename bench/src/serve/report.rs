@@ -14,9 +14,6 @@ const LAG_MS: f64 = 10.0;
 const BUSY: f64 = 0.8;
 /// Lateness of sending that is worth a word, in milliseconds.
 const LATE_MS: f64 = 5.0;
-/// Share of what is offered below which a server did not keep up.
-const KEPT_UP: f64 = 0.9;
-
 /// A level on one line.
 pub(super) fn line(measured: &Measured) -> String {
     let summary = &measured.summary;
@@ -66,6 +63,9 @@ fn figures(text: &mut String, measured: &Measured) -> anyhow::Result<()> {
     let aside = if summary.interrupted > 0 { format!(", {} interrupted", summary.interrupted) } else { String::new() };
     row("requests", format!("{} sent, {} answered, {} failed{aside}", summary.sent, summary.ok, summary.failed))?;
     row("length of the run", format!("{:.2} s", summary.window_s))?;
+    if let Some(offered) = summary.offered {
+        row("requests/s as they were due", rate(Some(offered)))?;
+    }
     row("requests/s", rate(summary.rates.requests))?;
     row("output tokens/s", rate(summary.rates.output_tokens))?;
     row("tokens/s with prompts", rate(summary.rates.total_tokens))?;
@@ -99,9 +99,11 @@ fn figures(text: &mut String, measured: &Measured) -> anyhow::Result<()> {
         None => {}
         Some(Err(reason)) => row("energy", format!("unknown: {reason}"))?,
         Some(Ok(joules)) => {
+            // Energy went into failures too, and their tokens are unknown.
+            let is_told = summary.tokens.answers_without == 0 && summary.failed + summary.interrupted == 0;
             let each = |joules: f64| match summary.tokens.completion {
-                0 => String::new(),
-                tokens => format!(" ({:.4} J a token)", joules / tokens as f64),
+                tokens if tokens > 0 && is_told => format!(" ({:.4} J a token)", joules / tokens as f64),
+                _ => String::new(),
             };
             row("energy of the requests", format!("{:.2} J{}", joules.requests, each(joules.requests)))?;
             row("energy with the idle machine", format!("{:.2} J{}", joules.total, each(joules.total)))?;
@@ -196,13 +198,14 @@ fn notes(measured: &Measured, num_prompts: Option<usize>) -> Vec<String> {
             summary.tokens.answers_without
         ));
     }
-    if let Some((offered, got)) = measured.offered.zip(summary.rates.requests)
-        && got < KEPT_UP * offered
-    {
+    if let Some(growth) = summary.growth.filter(|_| summary.is_falling_behind()) {
         notes.push(format!(
-            "The server did not keep up: {offered:.2} requests/s were offered and {got:.2} answered. Times grow with the \
-             length of such a run and mean little."
+            "The server did not keep up: requests of the second half took {growth:.1} times as long as those of the first. \
+             Times grow with the length of such a run and mean little."
         ));
+    }
+    if summary.events.without > 0 && summary.ttft_ms.is_some() {
+        notes.push(format!("{} answers had no text at all.", summary.events.without));
     }
     let lag = cost.loop_lag_ms.map_or(0.0, |lag| lag.p99);
     if lag > LAG_MS || cost.cores > BUSY {

@@ -13,6 +13,8 @@ pub(crate) struct Server {
     /// `GET /v1/models`, the entry of the model; `None` if the server does not list it.
     pub(crate) listed: Option<Value>,
     pub(crate) is_leapfrog: bool,
+    /// What the server says that it is (`/version`, or llama.cpp's `/props`).
+    pub(crate) version: Option<String>,
     /// On this machine, so that the facts about this machine are its facts.
     pub(crate) is_local: bool,
 }
@@ -40,11 +42,26 @@ impl Server {
         let model = model.map(str::to_owned).or_else(|| entry.and_then(id));
         Ok(Self {
             model: model.ok_or_else(|| anyhow::anyhow!("GET /v1/models: the first model has no `id`; give --model"))?,
+            version: version(connection).await,
             is_leapfrog: listed.iter().any(|entry| entry.get("owned_by") == Some(&json!("leapfrog"))),
             listed: entry.cloned(),
             is_local: connection.is_local(),
         })
     }
+}
+
+/// Not every server tells it, and that is no error.
+async fn version(connection: &Connection) -> Option<String> {
+    for (path, key) in [("/version", "version"), ("/props", "build_info")] {
+        if let Ok((status, body)) = connection.get(path).await
+            && status.is_success()
+            && let Ok(object) = serde_json::from_str::<Value>(&body)
+            && let Some(version) = object.get(key).and_then(Value::as_str)
+        {
+            return Some(version.to_owned());
+        }
+    }
+    None
 }
 
 /// Counters of a server that go up while it works.

@@ -14,8 +14,6 @@ const GAIN: f64 = 1.05;
 const IN_VAIN: usize = 2;
 /// Share of failures that ends it.
 const FAILURES: f64 = 0.05;
-/// Share of what is offered that an open loop must reach to go on.
-const KEPT_UP: f64 = 0.9;
 /// Most doublings.
 const DOUBLINGS: usize = 16;
 
@@ -47,9 +45,10 @@ impl Measured {
 
     /// Whether more load makes no sense.
     fn is_overloaded(&self) -> bool {
-        let fell_behind =
-            self.offered.zip(self.summary.rates.requests).is_some_and(|(offered, got)| got < KEPT_UP * offered);
-        self.ended != Ended::Done || self.failed_share() > FAILURES || fell_behind || self.summary.ok == 0
+        self.ended != Ended::Done
+            || self.failed_share() > FAILURES
+            || self.summary.is_falling_behind()
+            || self.summary.ok == 0
     }
 }
 

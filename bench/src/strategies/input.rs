@@ -87,7 +87,9 @@ impl Prompts {
     }
 
     fn first(mut self, count: u64) -> Self {
+        let all = self.list.len();
         self.list.truncate(usize::try_from(count).unwrap_or(usize::MAX));
+        self.title = format!("{}, {} of {all}", self.title, self.list.len());
         self
     }
 }

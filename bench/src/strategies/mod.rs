@@ -52,12 +52,18 @@ fn measure(args: &StrategiesArgs) -> anyhow::Result<Findings> {
     let all_built_in = plan.sources.iter().all(|(_, source)| matches!(source, ModelSource::BuiltIn(_)));
     let what = args.prompts.as_deref().unwrap_or(if all_built_in { "zoo" } else { "questions" });
     let prompts = Prompts::read(what, args.problems, args.seed)?;
+    let most = plan.batches.iter().copied().max().unwrap_or(1);
+    ensure!(
+        most <= prompts.list.len(),
+        "--batch {most}: there are only {} prompts, so no more can run at a time; raise --problems",
+        prompts.list.len()
+    );
     let meter = Meter::start(&settings)?;
     meter.lines().iter().for_each(|line| eprintln!("{line}"));
     let setup = Setup {
         load: LoadOptions { quantize: args.quantize, activations: args.activations, ..LoadOptions::default() },
         threads: args.threads,
-        most: plan.batches.iter().copied().max().unwrap_or(1),
+        most,
         max_tokens: args.max_tokens.map(|tokens| tokens as usize),
         seed: args.seed,
     };

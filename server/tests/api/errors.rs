@@ -211,6 +211,7 @@ async fn a_server_without_a_model_says_when_to_come_back() {
     }
     let health = send(&router, get("/health")).await;
     assert_eq!((health.status.as_u16(), &health.json()["phase"]), (200, &json!("loading")));
+    assert_eq!(send(&router, get("/version")).await.json()["version"], env!("CARGO_PKG_VERSION"));
     let ready = send(&router, get("/ready")).await;
     assert_eq!((ready.status.as_u16(), ready.header("retry-after")), (503, "2"));
     assert_eq!(send(&router, get("/metrics")).await.status, StatusCode::OK);
