@@ -9,16 +9,20 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
 mod canvas;
+mod check;
+mod client;
 mod gpu;
 mod hardware;
 mod ipw;
 mod lla;
 mod llama;
 mod llama_diffusion;
+mod load;
 mod mixers;
 mod plot;
 mod prompts;
 mod report;
+mod serve;
 mod soak;
 mod speed;
 mod sse;
@@ -41,6 +45,10 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Load on any OpenAI-compatible server: throughput, latencies, goodput, failures; sweeps find the knee.
+    Serve(Box<serve::ServeArgs>),
+    /// Whether the figures of `serve` are right on this machine: a server with known times, stalls and failures.
+    Check(check::CheckArgs),
     /// Prefill and decode speed of a model in this process; llama.cpp beside it if its path is given.
     Speed(speed::SpeedArgs),
     /// Compares Jacobi with AR on a real model: texts, passes, company; fails on the first kind of difference.
@@ -63,6 +71,8 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Speed(args) => speed::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Canvas(args) => canvas::run(&args),

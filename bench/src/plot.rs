@@ -18,7 +18,7 @@ pub(crate) struct Series {
     pub(crate) points: Vec<Point>,
 }
 
-/// A point with the interval of its height and what hovering over it says.
+/// A point with the interval of its height and what hovering over it says; without that it is not marked.
 #[derive(Debug, Clone)]
 pub(crate) struct Point {
     pub(crate) x: f64,
@@ -154,6 +154,10 @@ pub(crate) fn scatter(captions: &Captions<'_>, series: &[Series]) -> Result<Stri
             writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>", line.join(" "))?;
         }
         for point in points {
+            // A point without a label is only a bend of its line.
+            if point.label.is_empty() {
+                continue;
+            }
             let at = x.at(point.x);
             writeln!(
                 svg,

@@ -163,9 +163,13 @@ pub(crate) struct SplitMix(pub(crate) u64);
 impl SplitMix {
     /// A number of the normal distribution, by Box and Muller.
     pub(crate) fn normal(&mut self) -> f32 {
-        let uniform = |word: u64| ((word >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let (radius, angle) = (uniform(self.next()), uniform(self.next()));
+        let (radius, angle) = (self.uniform(), self.uniform());
         ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+    }
+
+    /// Above 0 and below 1.
+    pub(crate) fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
     fn next(&mut self) -> u64 {

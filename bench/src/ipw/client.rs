@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use reqwest::{Client as Http, StatusCode, header};
+use reqwest::{RequestBuilder, header};
 use serde_json::{Value, json};
 
 use super::wire::{Energy, EnergyState};
+use crate::client::{Connection, plain, shown};
 
 /// Most bytes of one reply; more is garbage.
 const MOST_BYTES: usize = 32 << 20;
@@ -19,8 +20,7 @@ const POSTED_AT_ONCE: usize = 500;
 /// A server.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
-    http: Http,
-    base: String,
+    connection: Connection,
     timeout: Duration,
 }
 
@@ -56,58 +56,31 @@ pub(super) struct Evaluation {
 impl Client {
     /// `url` is that of the server, with or without `/v1`.
     pub(super) fn new(url: &str, api_key: Option<&str>, timeout: Duration) -> anyhow::Result<Self> {
-        let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        ensure!(
-            !base.starts_with("https://"),
-            "https is not built into this program; give the http address of the server"
-        );
-        ensure!(base.starts_with("http://"), "`{url}` is not an address like http://127.0.0.1:8080");
-        let mut headers = header::HeaderMap::new();
-        if let Some(key) = api_key {
-            let mut value =
-                header::HeaderValue::from_str(&format!("Bearer {key}")).context("the API key has odd bytes")?;
-            value.set_sensitive(true);
-            headers.insert(header::AUTHORIZATION, value);
-        }
-        let mut builder = Http::builder().default_headers(headers).connect_timeout(Duration::from_secs(10));
-        let client = Self { http: Http::new(), base, timeout };
-        if client.is_local() {
-            builder = builder.no_proxy();
-        }
-        Ok(Self { http: builder.build()?, ..client })
+        Ok(Self { connection: Connection::open(url, api_key)?, timeout })
     }
 
     /// Whether the server runs on this machine, so that facts about this machine are facts about it.
     pub(super) fn is_local(&self) -> bool {
-        let host = self.base.trim_start_matches("http://");
-        ["127.", "localhost", "[::1]"].iter().any(|name| host.starts_with(name))
+        self.connection.is_local()
     }
 
     /// Address of the API.
     pub(super) fn api(&self) -> String {
-        format!("{}/v1", self.base)
-    }
-
-    async fn get(&self, path: &str) -> anyhow::Result<(StatusCode, String)> {
-        let request = self.http.get(format!("{}{path}", self.base)).timeout(self.timeout.min(Duration::from_secs(30)));
-        let response = request.send().await.map_err(plain)?;
-        let status = response.status();
-        Ok((status, response.text().await.map_err(plain)?))
+        format!("{}/v1", self.connection.base)
     }
 
     /// The models, as the server describes them.
     pub(super) async fn models(&self) -> anyhow::Result<Vec<Value>> {
-        let (status, body) = self.get("/v1/models").await.context("GET /v1/models")?;
-        ensure!(status.is_success(), "GET /v1/models: {status}: {}", shown(&body));
-        let list: Value = serde_json::from_str(&body).with_context(|| format!("GET /v1/models: {}", shown(&body)))?;
-        let data = list.get("data").and_then(Value::as_array).context("GET /v1/models: no list `data`")?;
-        ensure!(!data.is_empty(), "the server has no models");
-        Ok(data.clone())
+        self.connection.models().await
+    }
+
+    fn post_to(&self, path: &str) -> RequestBuilder {
+        self.connection.http.post(format!("{}{path}", self.connection.base))
     }
 
     /// The state of the meters, or why there is none.
     pub(super) async fn energy(&self) -> Result<EnergyState, String> {
-        let (status, body) = self.get("/v1/energy").await.map_err(|error| format!("GET /v1/energy: {error:#}"))?;
+        let (status, body) = self.connection.get("/v1/energy").await.map_err(|error| format!("{error:#}"))?;
         if !status.is_success() {
             return Err(format!("GET /v1/energy: {status}"));
         }
@@ -122,7 +95,7 @@ impl Client {
         let began = Instant::now();
         loop {
             let path = format!("/v1/energy/requests/{id}");
-            let (status, body) = self.get(&path).await.map_err(|error| format!("GET {path}: {error:#}"))?;
+            let (status, body) = self.connection.get(&path).await.map_err(|error| format!("{error:#}"))?;
             if !status.is_success() {
                 return Err(format!("not final; GET /v1/energy/requests: {status}"));
             }
@@ -139,7 +112,7 @@ impl Client {
         for some in evaluations.chunks(POSTED_AT_ONCE) {
             let item = |evaluation: &Evaluation| json!({"request_id": evaluation.request_id, "dataset": evaluation.dataset, "score": evaluation.score});
             let body = json!({"items": some.iter().map(item).collect::<Vec<_>>()});
-            let request = self.http.post(format!("{}/v1/energy/evaluations", self.base)).timeout(self.timeout);
+            let request = self.post_to("/v1/energy/evaluations").timeout(self.timeout);
             let response = request.json(&body).send().await.map_err(plain)?;
             let status = response.status();
             if !status.is_success() {
@@ -153,7 +126,7 @@ impl Client {
     pub(super) async fn probe(&self, mut body: Value) -> anyhow::Result<Result<Option<Value>, String>> {
         body["max_tokens"] = json!(1);
         body["stream"] = json!(false);
-        let request = self.http.post(format!("{}/v1/chat/completions", self.base)).timeout(self.timeout);
+        let request = self.post_to("/v1/chat/completions").timeout(self.timeout);
         let response = request.json(&body).send().await.map_err(plain)?;
         let status = response.status();
         let text = response.text().await.map_err(plain)?;
@@ -176,7 +149,7 @@ impl Client {
     }
 
     async fn ask(&self, body: &Value, began: Instant) -> anyhow::Result<Reply> {
-        let request = self.http.post(format!("{}/v1/chat/completions", self.base)).json(body);
+        let request = self.post_to("/v1/chat/completions").json(body);
         let mut response = request.send().await.map_err(plain)?;
         let status = response.status();
         if !status.is_success() {
@@ -268,16 +241,4 @@ impl Events {
         }
         Ok(())
     }
-}
-
-/// An error of the client with what caused it, without the address, which may hold a name.
-fn plain(error: reqwest::Error) -> anyhow::Error {
-    error.without_url().into()
-}
-
-/// The beginning of a text that may be anything.
-fn shown(text: &str) -> String {
-    let text = text.trim();
-    let cut: String = text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if cut.len() < text.len() { format!("{cut} ...") } else { cut }
 }

@@ -1,0 +1,273 @@
+//! `serve`: load on a running server, and what came of it.
+
+mod args;
+mod level;
+mod pictures;
+mod progress;
+mod report;
+pub(crate) mod server;
+mod sweep;
+
+use std::{
+    fmt::Write,
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::args::ServeArgs;
+use self::{
+    level::{Bench, Measured},
+    server::Server,
+};
+use crate::{
+    client::{Client, Connection},
+    hardware::Hardware,
+    load::{
+        Ended,
+        prompts::PromptSet,
+        requests::{Requests, Source},
+        synthetic::{Fit, Synthetic, words},
+    },
+    stats::SplitMix,
+};
+
+/// Words of the two prompts by which the server's tokens are counted.
+const PROBES: [usize; 2] = [32, 160];
+
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    args.check()?;
+    if let Some(out) = &args.out {
+        fs::create_dir_all(out).with_context(|| format!("--out: cannot create {}", out.display()))?;
+    }
+    // One thread: what it uses is told, and events are stamped in the order in which they come.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(session(args))
+}
+
+async fn session(args: &ServeArgs) -> anyhow::Result<()> {
+    let connection = Connection::open(&args.url, args.api_key.as_deref())?;
+    let server = Server::find(&connection, args.model.as_deref()).await?;
+    let client = Arc::new(Client {
+        connection: connection.clone(),
+        path: args.endpoint.path(),
+        timeout: Duration::from_secs_f64(args.timeout),
+        keeps_text: false,
+    });
+    let fields = args.fields(&server.model)?;
+    let source = source(args, &client, &fields).await?;
+    let requests = Arc::new(Requests::new(source, args.endpoint, fields.clone(), args.numbered)?);
+    first(&client, &requests).await?;
+    let stop = CancellationToken::new();
+    let interrupt = stop.clone();
+    tokio::spawn(async move {
+        // Without a handler Ctrl-C ends the program, which is right, too.
+        if tokio::signal::ctrl_c().await.is_ok() {
+            interrupt.cancel();
+        }
+    });
+    let bench = Bench { args, connection, client, requests, server, stop };
+    let levels = if args.is_sweep() {
+        bench.sweep(args.out.as_deref()).await?
+    } else {
+        let level = args.levels()[0];
+        vec![bench.measure(level, args.out.as_deref()).await?]
+    };
+    let text = summary(&bench, &levels)?;
+    println!("{text}");
+    if let Some(out) = &args.out {
+        save(&bench, &fields, &levels, &text, out)?;
+    }
+    verdict(&levels)
+}
+
+/// The prompts; for synthetic ones without a tokenizer, the server says how it counts.
+async fn source(args: &ServeArgs, client: &Client, fields: &Map<String, Value>) -> anyhow::Result<Source> {
+    if args.prompts != "synthetic" {
+        return Ok(Source::Set(PromptSet::open(&args.prompts)?));
+    }
+    let seed = args.seed.unwrap_or(0);
+    let fit = match &args.tokenizer {
+        Some(path) => Fit::of_file(path)?,
+        None => {
+            let mut counts = Vec::new();
+            for count in PROBES {
+                let text = words(&mut SplitMix(seed ^ count as u64), count);
+                let mut body = fields.clone();
+                body.insert("max_tokens".into(), json!(1));
+                body.insert("stream".into(), json!(false));
+                body.remove("stream_options");
+                match args.endpoint {
+                    crate::load::requests::Endpoint::Chat => {
+                        body.insert("messages".into(), json!([{"role": "user", "content": text}]))
+                    }
+                    crate::load::requests::Endpoint::Completions => body.insert("prompt".into(), text.into()),
+                };
+                let answer = client.ask(serde_json::to_vec(&body)?).await;
+                if let Some(failure) = answer.failure {
+                    bail!("asking the server how many tokens its prompts have: {failure}");
+                }
+                let tokens = answer.usage.prompt_tokens;
+                counts.push((
+                    count as u64,
+                    tokens.context("the server does not say how many tokens a prompt has; give --tokenizer")?,
+                ));
+            }
+            Fit::counted(counts[0], counts[1])?
+        }
+    };
+    Ok(Source::Synthetic(Synthetic { input: args.input_tokens, output: args.output_tokens, seed, fit }))
+}
+
+/// One request before everything else, so that a wrong address, model or field is known at once.
+async fn first(client: &Client, requests: &Requests) -> anyhow::Result<()> {
+    let answer = client.ask(requests.body(0)?.1).await;
+    let Some(failure) = answer.failure else { return Ok(()) };
+    let hint = match failure.message.as_str() {
+        message if message.contains("stream_options") => " (--no-usage leaves `stream_options` out)",
+        message if message.contains("ignore_eos") => " (without --ignore-eos and --output-tokens it is not sent)",
+        _ => "",
+    };
+    bail!("the first request, before the measurement, failed: {failure}{hint}")
+}
+
+/// An error if nothing was answered, or the server was given up.
+fn verdict(levels: &[Measured]) -> anyhow::Result<()> {
+    if let Some(measured) = levels.iter().find(|measured| matches!(measured.ended, Ended::GaveUp { .. })) {
+        bail!("{}: given up; {} of {} requests failed", measured.level, measured.summary.failed, measured.summary.sent);
+    }
+    match levels.iter().find(|measured| measured.summary.ok == 0) {
+        Some(measured) => bail!("{}: no request was answered", measured.level),
+        None => Ok(()),
+    }
+}
+
+/// The command as it was typed, without what is secret.
+pub(crate) fn command() -> String {
+    redacted(std::env::args().skip(1)).join(" ")
+}
+
+fn redacted(args: impl Iterator<Item = String>) -> Vec<String> {
+    let mut is_secret = false;
+    let one = |arg: String| {
+        let shown = match (is_secret, arg.split_once('=')) {
+            (true, _) => "...".to_owned(),
+            (false, Some(("--api-key", _))) => "--api-key=...".to_owned(),
+            (false, _) if arg.is_empty() || arg.contains([' ', '"', '\'', '{', '$', '*']) => {
+                format!("'{}'", arg.replace('\'', r"'\''"))
+            }
+            (false, _) => arg.clone(),
+        };
+        is_secret = arg == "--api-key" && !is_secret;
+        shown
+    };
+    std::iter::once("leapfrog bench".to_owned()).chain(args.map(one)).collect()
+}
+
+fn prompts_in_words(requests: &Requests) -> String {
+    match requests.source() {
+        Source::Set(set) => {
+            let notes: String = set.notes.iter().map(|note| format!("; {note}")).collect();
+            format!("`{}` ({} prompts, SHA-256 {}{notes})", set.name, set.prompts.len(), &set.sha256[..16])
+        }
+        Source::Synthetic(Synthetic { input, output, seed, fit }) => {
+            let output =
+                output.map_or(String::new(), |output| format!(", answers of {} +- {}", output.mean, output.spread));
+            let how = match fit {
+                Fit::Tokenizer(_) => "by the tokenizer",
+                Fit::Counted { .. } => "by what the server counted in two prompts; the real mean is in the table",
+            };
+            format!("synthetic, {} +- {} tokens{output}, seed {seed}, lengths {how}", input.mean, input.spread)
+        }
+    }
+}
+
+fn num_prompts(requests: &Requests) -> Option<usize> {
+    match requests.source() {
+        Source::Set(set) => Some(set.prompts.len()),
+        Source::Synthetic(_) => None,
+    }
+}
+
+fn summary(bench: &Bench<'_>, levels: &[Measured]) -> anyhow::Result<String> {
+    let hardware = Hardware::read();
+    let mut text = format!("# Load on `{}`\n\n`{}`\n\n", bench.server.model, command());
+    let place = if bench.server.is_local { "the same machine" } else { "another machine" };
+    writeln!(
+        text,
+        "leapfrog-bench {} (commit {}), {} ({} cores, {}); the server is on {place}\n",
+        env!("CARGO_PKG_VERSION"),
+        hardware.commit.as_deref().unwrap_or("unknown"),
+        hardware.cpu,
+        hardware.cores,
+        hardware.features.join(" "),
+    )?;
+    writeln!(text, "Prompts: {}. Route {}.\n", prompts_in_words(&bench.requests), bench.requests.endpoint().path())?;
+    if bench.args.is_sweep() {
+        text.push_str(&report::sweep(levels)?);
+    }
+    for measured in levels {
+        writeln!(text, "\n## {}\n", measured.level)?;
+        text.push_str(&report::level(measured, num_prompts(&bench.requests))?);
+    }
+    Ok(text)
+}
+
+fn save(
+    bench: &Bench<'_>,
+    fields: &Map<String, Value>,
+    levels: &[Measured],
+    text: &str,
+    out: &Path,
+) -> anyhow::Result<()> {
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+    let set = match bench.requests.source() {
+        Source::Set(set) => {
+            json!({"name": set.name, "count": set.prompts.len(), "sha256": set.sha256, "notes": set.notes})
+        }
+        Source::Synthetic(synthetic) => {
+            json!({"name": "synthetic", "input_tokens": [synthetic.input.mean, synthetic.input.spread],
+            "output_tokens": synthetic.output.map(|output| [output.mean, output.spread]), "seed": synthetic.seed})
+        }
+    };
+    let raw = json!({
+        "format": 1,
+        "command": command(),
+        "tool": {"name": "leapfrog-bench", "version": env!("CARGO_PKG_VERSION")},
+        "unix_s": unix_s,
+        "hardware": Hardware::read(),
+        "server": bench.server,
+        "endpoint": bench.requests.endpoint(),
+        "fields": fields,
+        "prompts": set,
+        "levels": levels,
+    });
+    let write = |name: &str, content: &str| {
+        let path = out.join(name);
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write("summary.md", text)?;
+    write("summary.json", &(serde_json::to_string_pretty(&raw)? + "\n"))?;
+    if bench.args.is_sweep() {
+        return pictures::of_sweep(out, levels);
+    }
+    levels.iter().try_for_each(|measured| pictures::of_level(out, measured))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_without_keys() {
+        let shown = |line: &[&str]| redacted(line.iter().map(|&arg| arg.to_owned())).join(" ");
+        assert_eq!(shown(&["serve", "--api-key", "sk-1", "--url", "u"]), "leapfrog bench serve --api-key ... --url u");
+        assert_eq!(shown(&["serve", "--api-key=sk-1"]), "leapfrog bench serve --api-key=...");
+        assert_eq!(shown(&["--decoding", "{\"width\":8}"]), "leapfrog bench --decoding '{\"width\":8}'");
+    }
+}
