@@ -5,6 +5,7 @@
 //! `canvas` times denoising steps. `compare` starts other servers and puts the same load to all in turns. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
 //! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
 //! drives a running server with many clients that come and go. `gpu` measures the CUDA engine. `ipw` asks a running server for accuracy and energy per query.
+//! `strategies` puts the same prompts to a model under every strategy that it runs, and says which to use.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
@@ -28,6 +29,7 @@ mod soak;
 mod speed;
 mod sse;
 mod stats;
+mod strategies;
 mod verify;
 mod zoo;
 
@@ -70,6 +72,8 @@ enum Command {
     Soak(soak::SoakArgs),
     /// Accuracy per watt and per joule of each strategy of a running server, as the paper "Intelligence per Watt" defines them.
     Ipw(Box<ipw::IpwArgs>),
+    /// The same prompts under every strategy of a model, in this process: speed, agreement, accuracy, joules, and what to use.
+    Strategies(Box<strategies::StrategiesArgs>),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -86,5 +90,6 @@ fn main() -> anyhow::Result<()> {
         Command::Gpu(args) => gpu::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Ipw(args) => ipw::run(&args),
+        Command::Strategies(args) => strategies::run(&args),
     }
 }

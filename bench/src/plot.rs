@@ -100,6 +100,15 @@ impl Axis {
 
 /// The picture.
 pub(crate) fn scatter(captions: &Captions<'_>, series: &[Series]) -> Result<String, std::fmt::Error> {
+    draw(captions, series, false)
+}
+
+/// The same with a name beside every point: what its label says before the first colon. Points without one have none.
+pub(crate) fn named_scatter(captions: &Captions<'_>, series: &[Series]) -> Result<String, std::fmt::Error> {
+    draw(captions, series, true)
+}
+
+fn draw(captions: &Captions<'_>, series: &[Series], is_named: bool) -> Result<String, std::fmt::Error> {
     let Captions { title, x: (x_label, x_scale), y: (y_label, y_scale) } = *captions;
     let (left, top, right, bottom) = AREA;
     let points = || series.iter().flat_map(|series| &series.points);
@@ -180,8 +189,52 @@ pub(crate) fn scatter(captions: &Captions<'_>, series: &[Series]) -> Result<Stri
             escape(name)
         )?;
     }
+    if is_named {
+        let all = series.iter().flat_map(|series| series.points.iter().map(|point| (point, series.colour)));
+        let places: Vec<Name<'_>> = all
+            .filter_map(|(point, colour)| {
+                let text = point.label.split(':').next().filter(|text| !text.is_empty())?;
+                Some(Name { text, colour, at: (x.at(point.x), y.at(point.y)) })
+            })
+            .collect();
+        names(&mut svg, &places)?;
+    }
     svg.push_str("</svg>\n");
     Ok(svg)
+}
+
+/// What is written beside a point, whose place is in pixels.
+struct Name<'a> {
+    text: &'a str,
+    colour: &'a str,
+    at: (f64, f64),
+}
+
+/// Writes names where they lie on no other, as near to their points as that allows.
+fn names(svg: &mut String, places: &[Name<'_>]) -> std::fmt::Result {
+    /// Size of a letter, in pixels.
+    const LETTER: (f64, f64) = (5.2, 10.0);
+    let mut taken: Vec<(f64, f64, f64)> = Vec::new();
+    for Name { text, colour, at } in places {
+        let width = LETTER.0 * text.chars().count() as f64;
+        // Names near the right end stand to the left of their points.
+        let left = if at.0 + 7.0 + width > AREA.2 { at.0 - 7.0 - width } else { at.0 + 7.0 };
+        let is_free = |top: f64| {
+            let overlaps = |other: &(f64, f64, f64)| {
+                (top - other.1).abs() < LETTER.1 && left < other.0 + other.2 && other.0 < left + width
+            };
+            !taken.iter().any(overlaps)
+        };
+        let mut tops = (0..60).flat_map(|step| [-5.0, 5.0].map(|way| at.1 + 3.5 + f64::from(step) * way));
+        let top = tops.find(|top| is_free(*top)).unwrap_or(at.1 + 3.5);
+        taken.push((left, top, width));
+        writeln!(
+            svg,
+            "<text x=\"{left:.1}\" y=\"{top:.1}\" font-size=\"9\" fill=\"{colour}\">{}</text>",
+            escape(text)
+        )?;
+    }
+    Ok(())
 }
 
 /// Bars with their intervals: name, colour, figure.
@@ -286,5 +339,21 @@ mod tests {
             scatter(&Captions { title: "t", x: ("x", Scale::Linear), y: ("y", Scale::Linear) }, &[series]).unwrap();
         assert_eq!(svg.matches("<title>a &lt; b</title>").count(), 2);
         assert_eq!(svg.matches("<polyline").count(), 1);
+        assert!(!svg.contains(">a &lt; b</text>"));
+    }
+
+    #[test]
+    fn names_do_not_lie_on_each_other() {
+        let point = |label: &str| Point { x: 1.0, y: 90.0, low: 85.0, high: 95.0, label: label.into() };
+        let points = vec![point("first: 1"), point("second: 2"), point("")];
+        let series = Series { name: "s".into(), colour: "red", joined: false, points };
+        let captions = Captions { title: "t", x: ("x", Scale::Linear), y: ("y", Scale::Linear) };
+        let svg = named_scatter(&captions, &[series]).unwrap();
+        let height = |name: &str| {
+            let line = svg.lines().find(|line| line.ends_with(&format!(">{name}</text>"))).unwrap();
+            line.split("y=\"").nth(1).unwrap().split('"').next().unwrap().parse::<f64>().unwrap()
+        };
+        assert!((height("first") - height("second")).abs() >= 10.0);
+        assert_eq!(svg.matches("font-size=\"9\"").count(), 2, "a point without a label has no name");
     }
 }

@@ -20,6 +20,7 @@ impl Finding {
     }
 
     /// Whether it is not too small. What is slow makes times longer, never shorter.
+    #[cfg(test)]
     pub(crate) fn is_not_short(&self) -> bool {
         self.measured.is_some_and(|measured| measured >= self.expected - self.allowed)
     }

@@ -156,6 +156,7 @@ pub(crate) async fn put(server: &Scripted, load: &Load) -> anyhow::Result<Outcom
     let plan = Plan {
         phase: Phase::Measured,
         arrivals: load.arrivals.clone(),
+        first_index: 0,
         num_requests: Some(load.num_requests),
         duration: None,
         max_in_flight: 4096,

@@ -118,6 +118,8 @@ impl Shared {
             self.wait_out_stall(received);
             match (self.script)(number) {
                 Conduct::Answer(delays) => self.answer(&mut stream, received, delays)?,
+                Conduct::Refuse => refuse(&mut stream)?,
+                Conduct::Fail => fail(&mut stream)?,
                 conduct => return misbehave(&mut stream, conduct),
             }
         }
@@ -153,14 +155,23 @@ impl Shared {
     }
 }
 
-/// Everything that is no answer; the connection ends with it.
+/// A whole answer that says no.
+fn refuse(stream: &mut TcpStream) -> std::io::Result<()> {
+    object(stream, "500 Internal Server Error", r#"{"error":{"message":"out of order","type":"server_error"}}"#)
+}
+
+/// A stream that says in its middle that there will be no more.
+fn fail(stream: &mut TcpStream) -> std::io::Result<()> {
+    head(stream)?;
+    event(stream, &chunk("word ", Value::Null))?;
+    event(stream, r#"{"error":{"message":"out of pages"}}"#)?;
+    stream.write_all(b"0\r\n\r\n")
+}
+
+/// Everything after which the connection is of no use; it ends with it.
 fn misbehave(stream: &mut TcpStream, conduct: Conduct) -> std::io::Result<()> {
     match conduct {
-        Conduct::Answer(_) | Conduct::Close => Ok(()),
-        Conduct::Refuse => {
-            let body = r#"{"error":{"message":"out of order","type":"server_error"}}"#;
-            object(stream, "500 Internal Server Error", body)
-        }
+        Conduct::Answer(_) | Conduct::Refuse | Conduct::Fail | Conduct::Close => Ok(()),
         Conduct::Hang => loop {
             thread::sleep(Duration::from_secs(3600));
         },
@@ -172,12 +183,6 @@ fn misbehave(stream: &mut TcpStream, conduct: Conduct) -> std::io::Result<()> {
         Conduct::CutShort => {
             head(stream)?;
             event(stream, &chunk("word ", Value::Null))
-        }
-        Conduct::Fail => {
-            head(stream)?;
-            event(stream, &chunk("word ", Value::Null))?;
-            event(stream, r#"{"error":{"message":"out of pages"}}"#)?;
-            stream.write_all(b"0\r\n\r\n")
         }
     }
 }

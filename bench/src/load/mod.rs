@@ -42,6 +42,8 @@ const NAP: Duration = Duration::from_millis(50);
 pub(crate) struct Plan {
     pub(crate) phase: Phase,
     pub(crate) arrivals: Arrivals,
+    /// Number of the first request, by which its prompt is chosen: what was asked before is not asked again.
+    pub(crate) first_index: u64,
     /// Requests to send at most.
     pub(crate) num_requests: Option<u64>,
     /// After this no more are sent; those that are on their way are waited for.
@@ -108,7 +110,8 @@ struct Run {
     phase: Phase,
     origin: Instant,
     next: AtomicU64,
-    num_requests: u64,
+    /// Behind the number of the last request.
+    end_index: u64,
     duration: Option<Duration>,
     /// Ends this run alone.
     stop: CancellationToken,
@@ -124,8 +127,8 @@ pub(crate) async fn run(
         setting: setting.clone(),
         phase: plan.phase,
         origin: Instant::now(),
-        next: AtomicU64::new(0),
-        num_requests: plan.num_requests.unwrap_or(u64::MAX),
+        next: AtomicU64::new(plan.first_index),
+        end_index: plan.num_requests.map_or(u64::MAX, |count| plan.first_index.saturating_add(count)),
         duration: plan.duration,
         stop: setting.stop.child_token(),
     });
@@ -175,7 +178,7 @@ impl Run {
             return None;
         }
         let index = self.next.fetch_add(1, Ordering::Relaxed);
-        (index < self.num_requests).then_some(index)
+        (index < self.end_index).then_some(index)
     }
 
     async fn ask(&self, index: u64, due: Option<Duration>) -> anyhow::Result<Record> {
@@ -255,7 +258,7 @@ impl Run {
             };
             let Some(at) = at else { break };
             let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= self.num_requests {
+            if index >= self.end_index {
                 break;
             }
             let slot = tokio::select! {

@@ -101,7 +101,7 @@ pub(crate) struct Events {
     /// Events of answers whose tokens are known, and those tokens.
     pub(crate) counted: u64,
     pub(crate) tokens: u64,
-    /// Events that were read together with the one before them.
+    /// Events that were read within 0.1 ms of the one before them.
     pub(crate) bundled: u64,
     /// Answers with a single event, which have no TPOT and no gap.
     pub(crate) single: u64,

@@ -15,6 +15,8 @@ use crate::client::FailureKind;
 const RANGE_NS: (u64, u64) = (1_000, 3_600_000_000_000);
 /// Significant digits: a figure is wrong by a thousandth at most, or by 1 us.
 const DIGITS: u8 = 3;
+/// Events that are read within this time came in one piece, or as good as that.
+const TOGETHER_NS: u64 = 100_000;
 /// Different causes of failures that are counted apart.
 const MOST_CAUSES: usize = 40;
 
@@ -309,7 +311,7 @@ impl Tally {
         for pair in events.windows(2) {
             let gap = pair[1].at_ns - pair[0].at_ns;
             self.times.event_gap.saturating_record(gap);
-            self.events.bundled += u64::from(gap == 0);
+            self.events.bundled += u64::from(gap < TOGETHER_NS);
             // A token's share of the gap before its event.
             let tokens = pair[1].num_tokens.map(f64::from).or(each).filter(|tokens| *tokens > 0.0);
             if let Some(tokens) = tokens {

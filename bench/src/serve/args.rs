@@ -183,6 +183,15 @@ impl std::fmt::Display for Level {
 }
 
 impl Level {
+    /// Name of its folder in a sweep.
+    pub(super) fn folder(self) -> String {
+        match self {
+            Self::Clients(count) => format!("concurrency-{count}"),
+            Self::Rate(rate) => format!("rate-{rate}"),
+            Self::Recorded => "recorded".to_owned(),
+        }
+    }
+
     /// Clients, or requests a second.
     pub(super) fn strength(self) -> f64 {
         match self {
@@ -263,6 +272,7 @@ impl ServeArgs {
         let seconds = self.duration.or((is_untold && self.is_sweep()).then_some(SWEEP_SECONDS));
         Ok(Plan {
             phase: Phase::Measured,
+            first_index: 0,
             num_requests: self.requests.or((is_untold && !self.is_sweep()).then_some(REQUESTS)),
             duration: seconds.map(Duration::from_secs_f64),
             max_in_flight: self.max_in_flight,

@@ -1,6 +1,7 @@
 //! One level of load: warm-up, measurement, and what the server gained meanwhile.
 
 use std::{
+    cell::Cell,
     path::Path,
     sync::{Arc, atomic::Ordering},
 };
@@ -41,6 +42,8 @@ pub(super) struct Bench<'a> {
     pub(super) requests: Arc<Requests>,
     pub(super) server: Server,
     pub(super) stop: CancellationToken,
+    /// Number of the next request, so that no phase asks what another has asked.
+    pub(super) next_index: Cell<u64>,
 }
 
 /// A level as it was measured.
@@ -54,6 +57,8 @@ pub(super) struct Measured {
     #[serde(serialize_with = "as_debug")]
     pub(super) ended: Ended,
     pub(super) warmup_failures: u64,
+    /// Requests since the start of the program, those of the warm-up and of other levels too.
+    pub(super) asked_so_far: u64,
     pub(super) summary: Summary,
     pub(super) gained: Gained,
     /// What the load generator used.
@@ -75,9 +80,13 @@ fn as_debug<S: serde::Serializer>(ended: &Ended, to: S) -> Result<S::Ok, S::Erro
 }
 
 impl Bench<'_> {
+    fn asked(&self, index: u64) {
+        self.next_index.set(self.next_index.get().max(index + 1));
+    }
+
     /// Measures `level`; its raw events go into `folder`.
     pub(super) async fn measure(&self, level: Level, folder: Option<&Path>) -> anyhow::Result<Measured> {
-        let plan = self.args.plan(level)?;
+        let mut plan = self.args.plan(level)?;
         let live = Arc::new(Live::default());
         let setting = Setting {
             client: self.client.clone(),
@@ -94,9 +103,11 @@ impl Bench<'_> {
         };
         let mut warmup_failures = 0;
         if let Some(warmup) = self.args.warmup(level, &plan) {
+            let warmup = Plan { first_index: self.next_index.get(), ..warmup };
             let progress = Progress::start(&format!("{level}, warm-up"), &warmup, live.clone());
             load::run(&warmup, &setting, |record| {
                 warmup_failures += u64::from(record.answer.failure.is_some());
+                self.asked(record.index);
                 live.count(&record);
                 raw.as_mut().map_or(Ok(()), |raw| raw.write(&record))
             })
@@ -104,6 +115,7 @@ impl Bench<'_> {
             progress.stop();
         }
         live.reset();
+        plan.first_index = self.next_index.get();
         let targets = self.args.goodput.map_or_else(Targets::default, |goal| goal.0);
         let mut tally = Tally::new(targets, matches!(plan.arrivals, Arrivals::Closed { .. }));
         let before = Counters::read(&self.connection, &self.server).await;
@@ -111,6 +123,7 @@ impl Bench<'_> {
         let gauge = Gauge::start();
         let ended = load::run(&plan, &setting, |record| {
             tally.add(&record);
+            self.asked(record.index);
             live.count(&record);
             raw.as_mut().map_or(Ok(()), |raw| raw.write(&record))
         })
@@ -127,6 +140,7 @@ impl Bench<'_> {
             offered: offered(&plan, level),
             ended,
             warmup_failures,
+            asked_so_far: self.next_index.get(),
             summary: tally.summary(),
             gained,
             cost,

@@ -9,6 +9,7 @@ pub(crate) mod server;
 mod sweep;
 
 use std::{
+    cell::Cell,
     fmt::Write,
     fs,
     path::Path,
@@ -71,17 +72,17 @@ async fn session(args: &ServeArgs) -> anyhow::Result<()> {
             interrupt.cancel();
         }
     });
-    let bench = Bench { args, connection, client, requests, server, stop };
+    let bench = Bench { args, connection, client, requests, server, stop, next_index: Cell::new(0) };
     let levels = if args.is_sweep() {
         bench.sweep(args.out.as_deref()).await?
     } else {
         let level = args.levels()[0];
         vec![bench.measure(level, args.out.as_deref()).await?]
     };
-    let text = summary(&bench, &levels)?;
-    println!("{text}");
+    // The levels of a sweep one by one are for the file.
+    println!("{}", summary(&bench, &levels, !args.is_sweep())?);
     if let Some(out) = &args.out {
-        save(&bench, &fields, &levels, &text, out)?;
+        save(&bench, &fields, &levels, out)?;
     }
     verdict(&levels)
 }
@@ -194,7 +195,7 @@ fn num_prompts(requests: &Requests) -> Option<usize> {
     }
 }
 
-fn summary(bench: &Bench<'_>, levels: &[Measured]) -> anyhow::Result<String> {
+fn summary(bench: &Bench<'_>, levels: &[Measured], has_details: bool) -> anyhow::Result<String> {
     let hardware = Hardware::read();
     let mut text = format!("# Load on `{}`\n\n`{}`\n\n", bench.server.model, command());
     let place = if bench.server.is_local { "the same machine" } else { "another machine" };
@@ -211,20 +212,14 @@ fn summary(bench: &Bench<'_>, levels: &[Measured]) -> anyhow::Result<String> {
     if bench.args.is_sweep() {
         text.push_str(&report::sweep(levels)?);
     }
-    for measured in levels {
+    for measured in levels.iter().filter(|_| has_details) {
         writeln!(text, "\n## {}\n", measured.level)?;
         text.push_str(&report::level(measured, num_prompts(&bench.requests))?);
     }
     Ok(text)
 }
 
-fn save(
-    bench: &Bench<'_>,
-    fields: &Map<String, Value>,
-    levels: &[Measured],
-    text: &str,
-    out: &Path,
-) -> anyhow::Result<()> {
+fn save(bench: &Bench<'_>, fields: &Map<String, Value>, levels: &[Measured], out: &Path) -> anyhow::Result<()> {
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
     let set = match bench.requests.source() {
         Source::Set(set) => {
@@ -251,12 +246,13 @@ fn save(
         let path = out.join(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
     };
-    write("summary.md", text)?;
+    write("summary.md", &summary(bench, levels, true)?)?;
     write("summary.json", &(serde_json::to_string_pretty(&raw)? + "\n"))?;
-    if bench.args.is_sweep() {
-        return pictures::of_sweep(out, levels);
+    if !bench.args.is_sweep() {
+        return levels.iter().try_for_each(|measured| pictures::of_level(out, measured));
     }
-    levels.iter().try_for_each(|measured| pictures::of_level(out, measured))
+    pictures::of_sweep(out, levels)?;
+    levels.iter().try_for_each(|measured| pictures::of_level(&out.join(measured.level.folder()), measured))
 }
 
 #[cfg(test)]

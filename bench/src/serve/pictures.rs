@@ -25,6 +25,14 @@ fn line(name: &str, colour: &'static str, points: impl IntoIterator<Item = (f64,
     Series { name: name.into(), colour, joined: true, points: points.into_iter().map(point).collect() }
 }
 
+/// Makes the axis of a line begin at 0.
+fn from_zero(mut line: Series) -> Series {
+    // A bend of the line that is already there, and whose interval reaches down.
+    let bend = line.points.first().map(|first| Point { low: 0.0, label: String::new(), ..first.clone() });
+    line.points.extend(bend);
+    line
+}
+
 /// `latency.svg` and the timelines.
 pub(super) fn of_level(folder: &Path, measured: &Measured) -> anyhow::Result<()> {
     let title = format!("Latency, {}", measured.level);
@@ -58,7 +66,7 @@ fn timelines(folder: &Path, measured: &Measured) -> anyhow::Result<()> {
     let tokens = bins(&|bin| rate(bin.tokens));
     let title = format!("Throughput over time, {}", measured.level);
     let captions = Captions { title: &title, x: ("seconds", Scale::Linear), y: ("output tokens/s", Scale::Linear) };
-    write(folder, "timeline.svg", &captions, &[line("tokens/s", FIRST, tokens)])?;
+    write(folder, "timeline.svg", &captions, &[from_zero(line("tokens/s", FIRST, tokens))])?;
     let mut in_flight = 0.0;
     let in_flight: Vec<_> = timeline
         .bins
@@ -95,7 +103,7 @@ pub(super) fn of_sweep(folder: &Path, levels: &[Measured]) -> anyhow::Result<()>
     });
     let captions =
         Captions { title: "Throughput against load", x: (load, Scale::Powers(2.0)), y: (unit, Scale::Linear) };
-    write(folder, "sweep.svg", &captions, &[line(unit, FIRST, throughput)])?;
+    write(folder, "sweep.svg", &captions, &[from_zero(line(unit, FIRST, throughput))])?;
     let of = |name: &str, colour, time: fn(&Measured) -> Option<f64>| {
         let points = points.iter().filter_map(|(level, point)| {
             let millis = time(level)?;

@@ -226,14 +226,15 @@ fn notes(measured: &Measured, num_prompts: Option<usize>) -> Vec<String> {
     }
     if summary.events.bundled * 5 > summary.events.count {
         notes.push(format!(
-            "{} of {} events arrived together with the one before them; their time between events is 0.",
+            "{} of {} events arrived within 0.1 ms of the one before them: the server, or the way, sends in bursts.",
             summary.events.bundled, summary.events.count
         ));
     }
-    if let Some(count) = num_prompts.filter(|count| summary.sent > *count as u64) {
+    if let Some(count) = num_prompts.filter(|count| measured.asked_so_far > *count as u64) {
         notes.push(format!(
-            "{count} prompts were asked {} times, so the server may reuse what it computed; --numbered prevents that.",
-            summary.sent
+            "{} requests had {count} prompts (warm-up and other levels included), so the server may reuse what it \
+             computed; --numbered prevents that.",
+            measured.asked_so_far
         ));
     }
     if summary.passes.as_ref().and_then(|passes| passes.tokens_per_forward).is_some_and(|mean| mean < 1.2) {

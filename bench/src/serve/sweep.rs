@@ -84,12 +84,7 @@ impl Bench<'_> {
     }
 
     async fn step(&self, level: Level, out: Option<&Path>) -> anyhow::Result<Measured> {
-        let name = match level {
-            Level::Clients(count) => format!("concurrency-{count}"),
-            Level::Rate(rate) => format!("rate-{rate}"),
-            Level::Recorded => "recorded".to_owned(),
-        };
-        let measured = self.measure(level, out.map(|out| out.join(name)).as_deref()).await?;
+        let measured = self.measure(level, out.map(|out| out.join(level.folder())).as_deref()).await?;
         eprintln!("{}", super::report::line(&measured));
         Ok(measured)
     }
