@@ -7,8 +7,8 @@ use crate::stats::{Summary, quantile};
 /// One request and what came of it. Times are milliseconds at the client.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Shot {
-    /// Place of its prompt in the run.
-    pub(super) prompt: usize,
+    /// Number of its prompt in the run.
+    pub(super) prompt: u64,
     /// From sending to the first text.
     pub(super) ttft_ms: Option<f64>,
     /// From sending to the last event of the answer.
@@ -189,7 +189,7 @@ fn same_beginning(one: &str, other: &str) -> f64 {
 pub(super) mod tests {
     use super::*;
 
-    pub(crate) fn shot(prompt: usize, tokens: u64, text: &str) -> Shot {
+    pub(crate) fn shot(prompt: u64, tokens: u64, text: &str) -> Shot {
         Shot {
             prompt,
             ttft_ms: Some(10.0 + prompt as f64),

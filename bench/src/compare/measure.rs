@@ -92,17 +92,17 @@ async fn turn(
     if turn.skipped.is_some() {
         return Ok(turn);
     }
-    let set = slice(prompts, first_prompt, settings.requests);
     let fields = entrant.fields(settings.max_tokens, ignores_end);
     let setting = Setting {
         client: entrant.client.clone(),
-        requests: Arc::new(Requests::new(Source::Set(set), Endpoint::Chat, fields, false)?),
+        requests: Arc::new(Requests::new(Source::Set(prompts.clone()), Endpoint::Chat, fields, false)?),
         live: Arc::default(),
         stop: CancellationToken::new(),
     };
     let plan = Plan {
         phase: if round == 0 { Phase::Warmup } else { Phase::Measured },
         arrivals: Arrivals::Closed { concurrency },
+        first_index: first_prompt as u64,
         num_requests: Some(settings.requests as u64),
         duration: None,
         max_in_flight: concurrency,
@@ -117,24 +117,17 @@ async fn turn(
     let first_ns = records.iter().map(|record: &Record| record.sent_ns).min().unwrap_or(0);
     let last_ns = records.iter().map(Record::ended_ns).max().unwrap_or(0);
     turn.seconds = last_ns.saturating_sub(first_ns) as f64 / 1e9;
-    turn.shots = records.into_iter().map(|record| shot(record, first_prompt)).collect();
+    turn.shots = records.into_iter().map(shot).collect();
     turn.shots.sort_by_key(|shot| shot.prompt);
     Ok(turn)
 }
 
-/// The prompts of a turn; from the beginning again behind the end, which only `--repeat-prompts` lets happen.
-fn slice(prompts: &PromptSet, first: usize, requests: usize) -> PromptSet {
-    let all = &prompts.prompts;
-    let own = (first..first + requests).map(|index| all[index % all.len()].clone());
-    PromptSet { prompts: own.collect(), notes: Vec::new(), ..prompts.clone() }
-}
-
-fn shot(record: Record, first_prompt: usize) -> Shot {
+fn shot(record: Record) -> Shot {
     let answer = record.answer;
     let times: Vec<u64> = answer.events.iter().map(|event| event.at_ns).collect();
     let tokens = answer.usage.completion_tokens;
     Shot {
-        prompt: first_prompt + record.prompt,
+        prompt: record.index,
         ttft_ms: times.first().copied().map(millis),
         e2e_ms: answer.end_ns.filter(|_| answer.failure.is_none()).map(millis),
         tpot_ms: tpot_ms(&times, tokens),

@@ -59,7 +59,7 @@ struct RawHttp<'a> {
 #[derive(Debug, Serialize)]
 struct Difference<'a> {
     contender: &'a str,
-    prompt: usize,
+    prompt: u64,
     text: &'a str,
     reference_text: &'a str,
 }

@@ -99,7 +99,7 @@ async fn start(settings: &Settings, contender: &Contender, logs: &Path) -> anyho
         }
         Place::Started(launch) => launched(settings, launch, logs.join(format!("{}.log", contender.slug)))?,
     };
-    let connection = Connection::open(&started.url, None)?;
+    let connection = Connection { http: fresh_connections()?, ..Connection::open(&started.url, None)? };
     let model = wait_ready(started.server.as_mut(), &connection, settings.start_timeout).await?;
     let client = Client { connection, path: "/v1/chat/completions", timeout: settings.timeout, keeps_text: true };
     let told = Told {
@@ -114,6 +114,14 @@ async fn start(settings: &Settings, contender: &Contender, logs: &Path) -> anyho
     Ok(Entrant { told, server: started.server, client: Arc::new(client), _folder: started.folder })
 }
 
+/// A connection for each request. llama-server hangs up behind every streamed answer without having said so, and a request
+/// that takes up its connection is lost; all contenders pay the few microseconds of a local connection alike.
+fn fresh_connections() -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder().connect_timeout(LOOK).tcp_nodelay(true).no_proxy();
+    builder.pool_max_idle_per_host(0).build().context("cannot make an HTTP client")
+}
+
+/// A server on its way, with what is told of it.
 struct Started {
     url: String,
     command: Option<Vec<String>>,

@@ -51,7 +51,9 @@ fn serve(stream: &TcpStream, manner: &str, seen: &str) {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).unwrap();
-        if answer(stream, head.split(' ').nth(1).unwrap(), &body, manner, seen).is_err() {
+        let path = head.split(' ').nth(1).unwrap();
+        let is_lost = answer(stream, path, &body, manner, seen).is_err();
+        if is_lost || manner == "hangs_up" && path.ends_with("completions") {
             return;
         }
     }
@@ -227,6 +229,16 @@ fn one_that_fails_is_told_and_spoils_nothing() {
     assert_eq!((&rows[0]["tokens_per_s"], &rows[0]["ratio"]), (&Value::Null, &Value::Null));
     assert_eq!(rows[1]["tokens_per_s"]["runs"], 2);
     assert!(stage.summary().contains("out of luck"), "{}", stage.summary());
+}
+
+/// llama-server does this.
+#[test]
+fn one_that_hangs_up_without_a_word_loses_no_request() {
+    let stage = Stage::new();
+    run(&stage.args("good", "hangs_up", &["--decoding", "AR"])).unwrap();
+    for row in stage.raw()["http"]["rows"].as_array().unwrap() {
+        assert_eq!(row["failed"], 0, "{row}");
+    }
 }
 
 #[test]
