@@ -168,6 +168,9 @@ pub(crate) fn measured(args: &CanvasArgs) -> anyhow::Result<(String, Raw)> {
     let prompt = engine.model().tokenizer.encode(&args.shape.prompt, true)?;
     let contenders = contenders(args);
     ensure!(!contenders.is_empty(), "--only names no known run");
+    if let Some(peer) = &peer {
+        llama_diffusion::steps_to_ask(peer, prompt.len())?;
+    }
     let mut runs = Vec::new();
     let mut peer_runs = Vec::new();
     for round in 0..args.rounds {
