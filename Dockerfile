@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# An image of the server. Without arguments it serves the built-in model:
+# An image of the server and of `leapfrog bench`. Without arguments it serves the built-in model:
 #
 #   docker build -t leapfrog .
 #   docker run --rm -p 8080:8080 -v leapfrog-models:/models leapfrog [--model ORG/NAME]
@@ -28,8 +28,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     if [ "$FEATURES" = cuda ]; then eval "$(kernels/scripts/fetch-nvcc)"; fi \
-    && cargo build --release --locked --package leapfrog --features "$FEATURES" \
-    && cp target/release/leapfrog /usr/local/bin/leapfrog
+    && cargo build --release --locked --package leapfrog --package leapfrog-bench --features "$FEATURES" \
+    && cp target/release/leapfrog target/release/leapfrog-bench /usr/local/bin/
 
 FROM debian:bookworm-slim
 # The certificates are for downloads from the Hugging Face Hub; the newest are the right ones, so no version.
@@ -38,7 +38,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && install --directory --owner=10001 --group=10001 /models
-COPY --from=build /usr/local/bin/leapfrog /usr/local/bin/leapfrog
+COPY --from=build /usr/local/bin/leapfrog /usr/local/bin/leapfrog-bench /usr/local/bin/
 COPY LICENSE /usr/share/doc/leapfrog/LICENSE
 USER 10001:10001
 # A container has its own network, so listening on all addresses exposes nothing that is not published.

@@ -6,6 +6,7 @@
 //! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
 //! drives a running server with many clients that come and go. `gpu` measures the CUDA engine. `ipw` asks a running server for accuracy and energy per query.
 //! `strategies` puts the same prompts to a model under every strategy that it runs, and says which to use.
+//! `kernels` measures every op of the CPU beside candle's.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "printing results is what this program is for")]
 
@@ -16,6 +17,7 @@ mod compare;
 mod gpu;
 mod hardware;
 mod ipw;
+mod kernels;
 mod lla;
 mod llama;
 mod llama_diffusion;
@@ -33,6 +35,8 @@ mod strategies;
 mod verify;
 mod zoo;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[global_allocator]
@@ -40,7 +44,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Measures Leapfrog.
 #[derive(Debug, Parser)]
-#[command(name = "leapfrog-bench", version, about)]
+#[command(name = "leapfrog-bench", bin_name = "leapfrog bench", version, about)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -74,10 +78,22 @@ enum Command {
     Ipw(Box<ipw::IpwArgs>),
     /// The same prompts under every strategy of a model, in this process: speed, agreement, accuracy, joules, and what to use.
     Strategies(Box<strategies::StrategiesArgs>),
+    /// Every kernel of the CPU: time, bytes, operations, share of the limit of this machine, and candle's own op beside it.
+    Kernels(Box<kernels::KernelsArgs>),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().command {
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Compare(args) => compare::run(&args),
@@ -91,5 +107,6 @@ fn main() -> anyhow::Result<()> {
         Command::Soak(args) => soak::run(&args),
         Command::Ipw(args) => ipw::run(&args),
         Command::Strategies(args) => strategies::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
     }
 }

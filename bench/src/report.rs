@@ -1,6 +1,10 @@
 //! Tables for people, JSON for programs.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -41,6 +45,15 @@ pub(crate) fn table(rows: &[Row], reference: &str) -> String {
         ));
     }
     text
+}
+
+/// Prints a report. A reader that has seen enough (`| head`) is no error.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let written = io::stdout().lock().write_all(format!("{text}\n").as_bytes());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot print the report"),
+    }
 }
 
 /// Writes `summary.md` and `raw.json` into `folder`, which is created.

@@ -41,6 +41,7 @@ mod error;
 mod ops;
 mod tensor;
 
+pub use cpu::peak;
 pub use error::KernelError;
 pub use ops::{
     attention::{AttentionPlan, PlanRow, attention, write_kv},

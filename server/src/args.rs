@@ -13,6 +13,8 @@ use serde::{
     de::{self, SeqAccess, Visitor},
 };
 
+use crate::bench::BenchArgs;
+
 pub use self::energy::{
     AttributionChoice, BasisChoice, EnergyArgs, EnergyMode, EnergyUsage, Span, SpanError, SpanOrOff, WatchArgs,
 };
@@ -27,6 +29,7 @@ Examples:
   leapfrog serve --model ./a --model b.gguf       serve two; a request names one, or gets the first
   leapfrog run --model ./my-model                 chat with a model in this terminal
   leapfrog health --ready                         exit with 0 if the server on this machine takes requests
+  leapfrog bench speed --model ./my-model         measure a model; `leapfrog bench --help` lists what can be measured
   leapfrog energy                                 watch what the server on this machine uses, in watts and joules
 
 Then:
@@ -73,6 +76,9 @@ pub enum Command {
     Health(HealthArgs),
     /// Watch the power and the energy of a running server
     Energy(WatchArgs),
+    /// Measure speed, accuracy and energy; runs the program leapfrog-bench with what follows
+    #[command(disable_help_flag = true)]
+    Bench(BenchArgs),
 }
 
 /// Options of `run`.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod bench;
 mod energy;
 pub mod error;
 pub mod health;
@@ -15,6 +16,7 @@ pub mod middleware;
 mod openai;
 mod routes;
 mod run;
+pub mod runtime;
 pub mod settings;
 mod shutdown;
 pub mod state;

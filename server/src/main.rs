@@ -1,11 +1,12 @@
 //! The program `leapfrog`: arguments, settings, run.
 
-use std::{env, error::Error, process::ExitCode};
+use std::{env, process::ExitCode};
 
 use clap::Parser;
 use server::{
     args::{self, Cli, Command, RunArgs, ServeArgs},
-    health, logs,
+    bench, health,
+    runtime::drive,
     settings::{LogSettings, Settings},
     terminal,
 };
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
         Some(Command::Health(args)) => return health::probe(&args),
         Some(Command::Run(args)) => run(*args),
         Some(Command::Energy(args)) => drive(&LogSettings::quiet(), terminal::watch(args)),
+        // What follows the name of the command, which comes first; clap would keep a `--` for itself.
+        Some(Command::Bench(_)) => bench::run(env::args_os().skip(2)).map_err(Into::into),
         Some(Command::Serve(args)) => serve(*args),
         None => serve(cli.serve),
     };
@@ -41,18 +44,6 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve_run(args.common.clone(), &env::current_dir()?)?;
     drive(&settings.log.clone(), terminal::run(settings, args))
-}
-
-fn drive<E: Error + Send + Sync + 'static>(
-    log: &LogSettings,
-    work: impl Future<Output = Result<ExitCode, E>>,
-) -> anyhow::Result<ExitCode> {
-    logs::init(log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(work);
-    // A load that was interrupted cannot be cancelled; the process does not wait for it.
-    runtime.shutdown_background();
-    Ok(outcome?)
 }
 
 /// One line, whatever the message holds.

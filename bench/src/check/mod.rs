@@ -146,7 +146,7 @@ pub(crate) async fn put(server: &Scripted, load: &Load) -> anyhow::Result<Outcom
     };
     let fields = json!({"model": "scripted", "stream": true, "stream_options": {"include_usage": true}});
     let fields = fields.as_object().cloned().unwrap_or_default();
-    let requests = Requests::new(Source::Set(PromptSet::open("chat")?), Endpoint::Chat, fields, false)?;
+    let requests = Requests::new(Source::Set(PromptSet::open("questions")?), Endpoint::Chat, fields, false)?;
     let setting = Setting {
         client: Arc::new(client),
         requests: Arc::new(requests),

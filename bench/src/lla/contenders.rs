@@ -44,7 +44,7 @@ impl Contender {
 }
 
 /// The kernel with its default solver.
-pub(super) fn cpu(inputs: &Inputs, ridge: f32, details: bool) -> anyhow::Result<LlaOutput> {
+pub(crate) fn cpu(inputs: &Inputs, ridge: f32, details: bool) -> anyhow::Result<LlaOutput> {
     let Inputs { q, keys, values, plan, shape, .. } = inputs;
     let ridge = vec![ridge; shape.heads];
     let solver = LlaSolver::default();

@@ -26,27 +26,27 @@ const FLOOR: f64 = 0.05;
 
 /// Sizes of one call: the last `rows` of `context` positions are new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shape {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) dim: usize,
-    pub(super) rows: usize,
-    pub(super) context: usize,
+pub(crate) struct Shape {
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) dim: usize,
+    pub(crate) rows: usize,
+    pub(crate) context: usize,
 }
 
 impl Shape {
     /// `1 / sqrt(dim)`
-    pub(super) fn scale(self) -> f32 {
+    pub(crate) fn scale(self) -> f32 {
         (self.dim as f32).sqrt().recip()
     }
 
     /// One past the last position that a row sees.
-    pub(super) fn visible_end(self, row: usize) -> usize {
+    pub(crate) fn visible_end(self, row: usize) -> usize {
         self.context - self.rows + row + 1
     }
 
     /// Whether queries, keys and values are few enough to be held in memory.
-    pub(super) fn fits(self) -> bool {
+    pub(crate) fn fits(self) -> bool {
         let Self { heads, kv_heads, dim, rows, context } = self;
         let vectors = rows.checked_mul(heads).zip(context.checked_mul(kv_heads));
         let numbers = vectors.and_then(|(queries, keys)| keys.checked_mul(2)?.checked_add(queries)?.checked_mul(dim));
@@ -60,7 +60,7 @@ impl Shape {
 
 /// What a call works on. Queries and keys are Gaussian with unit root mean square, values Gaussian.
 #[derive(Debug)]
-pub(super) struct Inputs {
+pub(crate) struct Inputs {
     pub(super) shape: Shape,
     /// `[rows, heads, dim]`
     pub(super) q: Tensor,
@@ -73,7 +73,7 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    pub(super) fn new(shape: Shape, seed: u64) -> anyhow::Result<Self> {
+    pub(crate) fn new(shape: Shape, seed: u64) -> anyhow::Result<Self> {
         let Shape { heads, kv_heads, dim, rows, context } = shape;
         let mut random = SplitMix(seed);
         // No copies: memory that was freed here would hide what a contender takes.
@@ -102,7 +102,7 @@ impl Inputs {
     }
 
     /// The cache of a key-value head as `[context, dim]`.
-    pub(super) fn head(&self, cache: &Tensor, kv_head: usize) -> candle_core::Result<Tensor> {
+    pub(crate) fn head(&self, cache: &Tensor, kv_head: usize) -> candle_core::Result<Tensor> {
         let Shape { dim, context, .. } = self.shape;
         let all = cache.narrow(1, kv_head, 1)?.contiguous()?.reshape(((), dim))?;
         all.narrow(0, 0, context)
@@ -111,7 +111,7 @@ impl Inputs {
 
 /// Outputs of some rows in f64 by a dense Cholesky solve of every query.
 #[derive(Debug)]
-pub(super) struct Oracle {
+pub(crate) struct Oracle {
     /// Rows that were computed, ascending.
     pub(super) rows: Vec<usize>,
     /// `[computed rows, heads * dim]`
@@ -121,7 +121,7 @@ pub(super) struct Oracle {
 
 impl Oracle {
     /// As many rows, evenly spread, as take [`REFERENCE_PRODUCTS`].
-    pub(super) fn new(inputs: &Inputs, ridge: f32) -> anyhow::Result<Self> {
+    pub(crate) fn new(inputs: &Inputs, ridge: f32) -> anyhow::Result<Self> {
         let Shape { heads, kv_heads, dim, rows: num_rows, context } = inputs.shape;
         let products = (context - num_rows / 2) * dim * dim * heads;
         let count = (REFERENCE_PRODUCTS / products).max(LEAST_QUERIES.div_ceil(heads)).min(num_rows);
@@ -155,7 +155,7 @@ impl Oracle {
 
     /// Largest error of a query among the rows: the norm of the difference, relative to that of the reference or to
     /// [`FLOOR`] times the largest of those. `output` is `[rows, heads * dim]`.
-    pub(super) fn error(&self, output: &[f32]) -> f64 {
+    pub(crate) fn error(&self, output: &[f32]) -> f64 {
         let Shape { heads, dim, .. } = self.shape;
         let got = self.rows.iter().flat_map(|row| output[row * heads * dim..][..heads * dim].chunks_exact(dim));
         largest_error(got, self.outputs.chunks_exact(dim))
@@ -175,7 +175,7 @@ fn largest_error<'a>(got: impl Iterator<Item = &'a [f32]>, expected: std::slice:
 }
 
 /// Splits `len` into one range for each of `parts`, the first ones longer.
-pub(super) fn split(len: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn split(len: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
     (0..parts).map(move |part| len * part / parts..len * (part + 1) / parts)
 }
 

@@ -26,10 +26,12 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{hardware::Hardware, report};
-use contenders::{Contender, cpu, dense_bytes};
-use inputs::{Inputs, Oracle, Shape};
+use contenders::{Contender, dense_bytes};
 use meter::{Limits, MemoryTask, Run, time};
 use peers::Peer;
+
+pub(crate) use contenders::cpu;
+pub(crate) use inputs::{Inputs, Oracle, Shape};
 
 /// Arguments of `lla`.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -310,9 +312,6 @@ fn cell(args: &LlaArgs, shape: Shape, ridge: f32) -> anyhow::Result<Cell> {
     };
     let report = &found.report;
     let steps = found.details.map(|details| details.iterations).unwrap_or_default();
-    let seen = (0..shape.rows).flat_map(|row| std::iter::repeat_n(shape.visible_end(row), shape.heads));
-    // Scores, weighted keys and values; two products for each step; two of the last pass.
-    let products = seen.zip(&steps).map(|(seen, steps)| (seen * (5 + 2 * steps)) as f64).sum::<f64>();
     let rows = (2 * shape.rows * shape.heads + 2 * shape.context * shape.kv_heads) as f64;
     Ok(Cell {
         shape,
@@ -325,11 +324,19 @@ fn cell(args: &LlaArgs, shape: Shape, ridge: f32) -> anyhow::Result<Cell> {
             num_frozen: report.num_frozen,
             num_fallbacks: report.num_fallbacks,
         },
-        operations: 2.0 * shape.dim as f64 * products,
+        operations: operations(shape, &steps),
         bytes: rows * shape.dim as f64 * 4.0,
         results,
         peers,
     })
+}
+
+/// Operations of one call whose queries took `steps` steps, `[rows, heads]`.
+pub(crate) fn operations(shape: Shape, steps: &[usize]) -> f64 {
+    let seen = (0..shape.rows).flat_map(|row| std::iter::repeat_n(shape.visible_end(row), shape.heads));
+    // Scores, weighted keys and values; two products for each step; two of the last pass.
+    let products = seen.zip(steps).map(|(seen, steps)| (seen * (5 + 2 * steps)) as f64).sum::<f64>();
+    2.0 * shape.dim as f64 * products
 }
 
 fn numbers(output: &candle_core::Tensor) -> anyhow::Result<Vec<f32>> {

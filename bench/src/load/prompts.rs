@@ -49,10 +49,10 @@ pub(crate) struct PromptSet {
 }
 
 impl PromptSet {
-    /// `name` is a built-in set (`chat`, `zoo`, or a task of the zoo) or the path of a file.
+    /// `name` is a built-in set (`questions`, `zoo`, or a task of the zoo) or the path of a file.
     pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
         let (prompts, notes) = match name {
-            "chat" => (prompts::chat().map(text).collect(), Vec::new()),
+            "questions" => (prompts::chat().map(text).collect(), Vec::new()),
             "zoo" => (held_out(&Task::ALL), Vec::new()),
             name => match name.parse::<Task>() {
                 Ok(task) => (held_out(&[task]), Vec::new()),
@@ -90,9 +90,10 @@ fn held_out(tasks: &[Task]) -> Vec<Prompt> {
     (0..PROBLEMS).flat_map(|index| tasks.iter().map(move |task| of(task, index))).collect()
 }
 
-fn from_file(path: &Path) -> anyhow::Result<(Vec<Prompt>, Vec<String>)> {
+/// Prompts of a file, and what to say of it.
+pub(crate) fn from_file(path: &Path) -> anyhow::Result<(Vec<Prompt>, Vec<String>)> {
     let file = File::open(path)
-        .context("neither a built-in set (chat, zoo, math, json, sql, chain) nor a file that can be read")?;
+        .context("neither a built-in set (questions, zoo, math, json, sql, chat, chain) nor a file that can be read")?;
     let mut reader = BufReader::new(file);
     let mut start = [0];
     let is_list = match path.extension().and_then(|extension| extension.to_str()) {
@@ -152,7 +153,11 @@ fn from_object(object: &Value) -> anyhow::Result<Prompt> {
         Some(value) => Some(value.as_u64().context("`max_tokens` is not a whole number")?),
     };
     if let Some(messages) = object.get("messages") {
-        ensure!(messages.as_array().is_some_and(|list| !list.is_empty()), "`messages` is not a list of messages");
+        let is_message = |message: &Value| message["role"].is_string();
+        ensure!(
+            messages.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(is_message)),
+            "`messages` is not a list of messages with `role` and `content`"
+        );
         return Ok(Prompt { content: Content::Messages(messages.clone()), max_tokens });
     }
     if let Some(prompt) = object.get("prompt").or_else(|| object.get("question")) {
@@ -266,9 +271,9 @@ mod tests {
     #[test]
     fn built_in_sets() {
         assert_eq!(PromptSet::open("zoo").unwrap().prompts.len(), 5 * PROBLEMS as usize);
-        let chat = PromptSet::open("chat").unwrap();
-        assert!(chat.prompts.len() >= 16);
-        assert_eq!(chat.sha256, PromptSet::open("chat").unwrap().sha256);
-        assert_ne!(chat.sha256, PromptSet::open("math").unwrap().sha256);
+        let questions = PromptSet::open("questions").unwrap();
+        assert!(questions.prompts.len() >= 16);
+        assert_eq!(questions.sha256, PromptSet::open("questions").unwrap().sha256);
+        assert_ne!(questions.sha256, PromptSet::open("math").unwrap().sha256);
     }
 }

@@ -75,9 +75,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = HELP_LOAD)]
     pub(super) give_up_after: Option<u64>,
 
-    /// `chat`, `zoo`, a task of the zoo (math, json, sql, chain), `synthetic`, or a file: .txt (a prompt a line), .jsonl
+    /// `questions`, `zoo`, a task of the zoo (math, json, sql, chat, chain), `synthetic`, or a file: .txt (a prompt a line), .jsonl
     /// (`prompt`, `messages`, `question` or `conversations`, and perhaps `max_tokens`), .json (ShareGPT).
-    #[arg(long, default_value = "chat", value_name = "SET|FILE", help_heading = HELP_PROMPTS)]
+    #[arg(long, default_value = "questions", value_name = "SET|FILE", help_heading = HELP_PROMPTS)]
     pub(super) prompts: String,
     /// Tokens of synthetic prompts: 512, or 512+-128 for lengths drawn evenly.
     #[arg(long, default_value = "256", value_name = "N", help_heading = HELP_PROMPTS)]

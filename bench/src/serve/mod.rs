@@ -80,7 +80,7 @@ async fn session(args: &ServeArgs) -> anyhow::Result<()> {
         vec![bench.measure(level, args.out.as_deref()).await?]
     };
     // The levels of a sweep one by one are for the file.
-    println!("{}", summary(&bench, &levels, !args.is_sweep())?);
+    crate::report::print(&summary(&bench, &levels, !args.is_sweep())?)?;
     if let Some(out) = &args.out {
         save(&bench, &fields, &levels, out)?;
     }

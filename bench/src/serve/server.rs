@@ -24,7 +24,13 @@ impl Server {
             (Ok(models), _) => models,
             // Some servers list nothing; a name is all that is needed then.
             (Err(_), Some(_)) => Vec::new(),
-            (Err(error), None) => return Err(error.context("the server does not say what it serves; give --model")),
+            (Err(error), None) => {
+                let message = format!(
+                    "{} does not tell its models; does it run? If it has no such route, give --model",
+                    connection.base
+                );
+                return Err(error.context(message));
+            }
         };
         let id = |entry: &Value| entry.get("id").and_then(Value::as_str).map(str::to_owned);
         let entry = match model {

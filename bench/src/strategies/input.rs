@@ -1,13 +1,16 @@
 //! What the models are asked.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use engine::{ModelInfo, TokenId};
 use serde_json::{Map, Value, json};
 use zoo::tasks::{Problem, Split, Task};
 
-use crate::prompts;
+use crate::{
+    load::prompts::{Content, Prompt as FilePrompt, from_file},
+    prompts,
+};
 
 /// One prompt, and what judges its answer.
 #[derive(Debug, Clone)]
@@ -58,22 +61,29 @@ impl Prompts {
     }
 
     fn file(path: &Path) -> anyhow::Result<Self> {
-        let named = || format!("--prompts {}", path.display());
-        let text = fs::read_to_string(path).with_context(|| {
-            let tasks: Vec<&str> = Task::ALL.iter().map(|task| task.name()).collect();
-            format!("{}: neither zoo, questions, a task ({}) nor a file that can be read", named(), tasks.join(", "))
-        })?;
-        let is_json = path.extension().is_some_and(|ext| ["jsonl", "json", "ndjson"].iter().any(|known| ext == *known));
-        let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
-        let one = |(line, number): (&str, usize)| match is_json {
-            true => Prompt::json(line, number).with_context(|| format!("{}, line {number}", named())),
-            false => Ok(Prompt::text(format!("line {number}"), line)),
-        };
-        let list: Vec<Prompt> = lines.map(one).collect::<anyhow::Result<_>>()?;
-        ensure!(!list.is_empty(), "{}: there is no prompt in it; write one a line", named());
+        let (prompts, notes) = from_file(path).with_context(|| format!("--prompts {}", path.display()))?;
         let name =
             path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { title: format!("prompts of {name}, without a checker"), list })
+        ensure!(!prompts.is_empty(), "--prompts {}: there is no prompt in it", path.display());
+        let one = |(number, prompt): (usize, FilePrompt)| {
+            let id = format!("{name}/{number}");
+            match prompt.content {
+                Content::Text(text) => Prompt::text(id, &text),
+                Content::Messages(messages) => Prompt { id, messages, problem: None },
+            }
+        };
+        let list: Vec<Prompt> = (1..).zip(prompts).map(one).collect();
+        for prompt in &list {
+            let is_text = |turn: &Value| turn["content"].is_string();
+            ensure!(
+                prompt.messages.as_array().is_some_and(|turns| turns.iter().all(is_text)),
+                "--prompts {}, prompt {}: a `content` of `messages` is not a text",
+                path.display(),
+                prompt.id
+            );
+        }
+        let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
+        Ok(Self { title: format!("prompts of {name}, without a checker{notes}"), list })
     }
 
     fn first(mut self, count: u64) -> Self {
@@ -85,24 +95,6 @@ impl Prompts {
 impl Prompt {
     fn text(id: String, text: &str) -> Self {
         Self { id, messages: json!([{"role": "user", "content": text}]), problem: None }
-    }
-
-    fn json(line: &str, number: usize) -> anyhow::Result<Self> {
-        let object: Map<String, Value> = serde_json::from_str(line).context("not a JSON object")?;
-        let id = match object.get("id") {
-            None => format!("line {number}"),
-            Some(Value::String(id)) => id.clone(),
-            Some(other) => other.to_string(),
-        };
-        match (object.get("prompt"), object.get("messages")) {
-            (Some(Value::String(text)), None) if !text.is_empty() => Ok(Self::text(id, text)),
-            (None, Some(messages @ Value::Array(turns))) if !turns.is_empty() => {
-                let is_turn = |turn: &Value| turn["role"].is_string() && turn["content"].is_string();
-                ensure!(turns.iter().all(is_turn), "every one of `messages` has a `role` and a `content`, both texts");
-                Ok(Self { id, messages: messages.clone(), problem: None })
-            }
-            _ => bail!("expected either `prompt` with a text or `messages` with turns"),
-        }
     }
 
     /// As the model wants it: as a chat if it has a template, else the turns as they are, one a line.
@@ -142,7 +134,7 @@ mod tests {
     fn file(name: &str, text: &str) -> anyhow::Result<Prompts> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
         Prompts::read(path.to_str().unwrap(), 10, 0)
     }
 
@@ -163,13 +155,13 @@ mod tests {
     #[test]
     fn files_are_lines_of_text_or_of_json() {
         let text = file("a.txt", "one\n\n two \n").unwrap();
-        assert_eq!(text.list.iter().map(|prompt| &*prompt.id).collect::<Vec<_>>(), ["line 1", "line 3"]);
+        assert_eq!(text.list.iter().map(|prompt| &*prompt.id).collect::<Vec<_>>(), ["a.txt/1", "a.txt/2"]);
         let json = concat!(
             "{\"id\": 7, \"prompt\": \"one\"}\n",
             "{\"id\": \"b\", \"messages\": [{\"role\": \"user\", \"content\": \"two\"}]}\n",
         );
         let json = file("a.jsonl", json).unwrap();
-        assert_eq!(json.list.iter().map(|prompt| &*prompt.id).collect::<Vec<_>>(), ["7", "b"]);
+        assert_eq!(json.list.iter().map(|prompt| &*prompt.id).collect::<Vec<_>>(), ["a.jsonl/1", "a.jsonl/2"]);
         assert_eq!(json.list[1].is_right("two"), None);
     }
 
@@ -185,6 +177,6 @@ mod tests {
             assert!(error.contains(named), "{error}");
         }
         let error = format!("{:#}", Prompts::read("no/such/file", 1, 0).unwrap_err());
-        assert!(error.contains("neither zoo") && error.contains("chain"), "{error}");
+        assert!(error.contains("neither a built-in set") && error.contains("chain"), "{error}");
     }
 }

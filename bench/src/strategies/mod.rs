@@ -39,7 +39,7 @@ pub(crate) fn run(args: &StrategiesArgs) -> anyhow::Result<()> {
     let rule = Rule { margin: args.margin / 100.0, least_gain: LEAST_GAIN };
     let findings = measure(args)?;
     let summary = findings.summary(rule);
-    println!("{summary}");
+    crate::report::print(&summary)?;
     match &args.out {
         Some(folder) => findings.save(folder, &summary),
         None => Ok(()),

@@ -6,6 +6,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod math;
+pub mod peak;
 mod portable;
 mod rows;
 mod shared;
