@@ -130,7 +130,7 @@ pub(crate) struct Raw {
 pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
     let (figures, raw) = measured(args)?;
     let summary = format!("{}\n\n{figures}", report::command());
-    println!("{summary}");
+    report::print(&summary)?;
     match &args.out {
         Some(folder) => report::save(folder, &summary, &raw),
         None => Ok(()),

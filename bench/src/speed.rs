@@ -84,7 +84,7 @@ struct Sample {
 pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
     let (figures, raw) = measured(args)?;
     let summary = format!("{}\n\n{figures}", report::command());
-    println!("{summary}");
+    report::print(&summary)?;
     match &args.out {
         Some(folder) => report::save(folder, &summary, &raw),
         None => Ok(()),

@@ -58,8 +58,7 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
             runtime.block_on(run.until_interrupted(&in_process))?
         }
     };
-    println!("{text}");
-    Ok(())
+    crate::report::print(&text)
 }
 
 /// The prompts of the whole run.
