@@ -27,55 +27,63 @@ use crate::{
 pub(crate) struct CanvasArgs {
     /// Model folder, GGUF file or Hub id of a diffusion model.
     #[arg(long)]
-    model: String,
+    pub(crate) model: String,
     /// Quantise the weights at load.
     #[arg(long)]
-    quantize: Option<Quantize>,
+    pub(crate) quantize: Option<Quantize>,
     /// Rounding of what goes into quantised layers: int8 or int16.
     #[arg(long, default_value = "int16")]
-    activations: Activations,
+    pub(crate) activations: Activations,
     /// Threads; all cores if left out.
     #[arg(long)]
-    threads: Option<usize>,
-    /// The prompt, as it is.
-    #[arg(long, default_value = "The quick brown fox jumps over")]
-    prompt: String,
-    /// Slots of the canvas.
-    #[arg(long, default_value_t = 256)]
-    canvas: usize,
-    /// Slots of a block.
-    #[arg(long, default_value_t = 32)]
-    block: usize,
-    /// Steps of the fixed quota over the whole canvas.
-    #[arg(long, default_value_t = 256)]
-    steps: usize,
+    pub(crate) threads: Option<usize>,
+    /// What is filled.
+    #[command(flatten)]
+    pub(crate) shape: Shape,
     /// Leave a run after this many steps; nothing means to the end.
     #[arg(long)]
-    max_steps: Option<usize>,
+    pub(crate) max_steps: Option<usize>,
     /// Rounds; in each, everything is measured once, one after the other.
     #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    pub(crate) rounds: usize,
     /// Threshold of LocalLeap instead of the model's.
     #[arg(long)]
-    threshold: Option<f32>,
+    pub(crate) threshold: Option<f32>,
     /// Relaxed threshold of LocalLeap instead of the model's.
     #[arg(long)]
-    relaxed_threshold: Option<f32>,
+    pub(crate) relaxed_threshold: Option<f32>,
     /// Only these runs: quota, quota_sequential, quota_dual, local_leap, local_leap_prefix, local_leap_dual.
     #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
+    pub(crate) only: Vec<String>,
     /// Path of llama.cpp's `llama-diffusion-cli`, to be measured in the same rounds; `--model` must be a GGUF file.
     #[arg(long)]
-    llama_diffusion: Option<PathBuf>,
+    pub(crate) llama_diffusion: Option<PathBuf>,
     /// The program carries the patch of `peers/README.md`: its quota ranks by confidence.
     #[arg(long)]
-    llama_patched: bool,
+    pub(crate) llama_patched: bool,
     /// Run the program with an f32 cache and plain attention, for comparing tokens.
     #[arg(long)]
-    llama_exact: bool,
+    pub(crate) llama_exact: bool,
     /// Folder for `summary.md` and `raw.json`.
     #[arg(long)]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// A prompt and the canvas behind it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Shape {
+    /// The prompt, as it is.
+    #[arg(long, default_value = "The quick brown fox jumps over")]
+    pub(crate) prompt: String,
+    /// Slots of the canvas.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) canvas: usize,
+    /// Slots of a block.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) block: usize,
+    /// Steps of the fixed quota over the whole canvas.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) steps: usize,
 }
 
 /// A way to fill the canvas.
@@ -102,8 +110,9 @@ struct Run {
     text: String,
 }
 
+/// Everything measured, for `raw.json`.
 #[derive(Debug, Serialize)]
-struct Raw {
+pub(crate) struct Raw {
     command: Vec<String>,
     hardware: Hardware,
     model: String,
@@ -119,16 +128,27 @@ struct Raw {
 }
 
 pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
+    let (figures, raw) = measured(args)?;
+    let summary = format!("{}\n\n{figures}", report::command());
+    report::print(&summary)?;
+    match &args.out {
+        Some(folder) => report::save(folder, &summary, &raw),
+        None => Ok(()),
+    }
+}
+
+/// The figures, as a text for people and for programs.
+pub(crate) fn measured(args: &CanvasArgs) -> anyhow::Result<(String, Raw)> {
     let source: ModelSource = args.model.parse()?;
     let peer = match (&args.llama_diffusion, &source) {
         (None, _) => None,
         (Some(program), ModelSource::Gguf(path)) => Some(Peer {
             program: program.clone(),
             model: path.clone(),
-            prompt: args.prompt.clone(),
-            canvas: args.canvas,
-            block: args.block,
-            steps: args.steps,
+            prompt: args.shape.prompt.clone(),
+            canvas: args.shape.canvas,
+            block: args.shape.block,
+            steps: args.shape.steps,
             patched: args.llama_patched,
             exact: args.llama_exact,
         }),
@@ -145,9 +165,12 @@ pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
     let load_seconds = began.elapsed().as_secs_f64();
     let peak_mib_after_load = peak_mib();
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let prompt = engine.model().tokenizer.encode(&args.prompt, true)?;
+    let prompt = engine.model().tokenizer.encode(&args.shape.prompt, true)?;
     let contenders = contenders(args);
     ensure!(!contenders.is_empty(), "--only names no known run");
+    if let Some(peer) = &peer {
+        llama_diffusion::steps_to_ask(peer, prompt.len())?;
+    }
     let mut runs = Vec::new();
     let mut peer_runs = Vec::new();
     for round in 0..args.rounds {
@@ -177,25 +200,20 @@ pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
         runs,
         peer: peer_runs,
     };
-    let summary = summary(args, &raw, &contenders);
-    println!("{summary}");
-    match &args.out {
-        Some(folder) => report::save(folder, &summary, &raw),
-        None => Ok(()),
-    }
+    Ok((summary(args, &raw, &contenders), raw))
 }
 
 fn contenders(args: &CanvasArgs) -> Vec<Contender> {
     let base = || DiffusionOptions {
-        gen_length: Some(args.canvas),
-        block_length: Some(args.block),
+        gen_length: Some(args.shape.canvas),
+        block_length: Some(args.shape.block),
         early_stop: Some(EarlyStop::None),
         ..DiffusionOptions::default()
     };
     let quota = |cache, remasking| DiffusionOptions {
         policy: Some(Policy::Quota),
         remasking: Some(remasking),
-        steps: Some(args.steps),
+        steps: Some(args.shape.steps),
         cache: Some(cache),
         ..base()
     };
@@ -227,7 +245,7 @@ fn fill(
     round: usize,
 ) -> anyhow::Result<Run> {
     let request = Request {
-        max_tokens: Some(args.canvas),
+        max_tokens: Some(args.shape.canvas),
         stop: StopRules { ignore_eos: true, ..StopRules::default() },
         decoding: DecodingOptions { diffusion: contender.options.clone(), ..DecodingOptions::default() },
         frames: true,
@@ -294,11 +312,10 @@ fn status_mib(name: &str) -> Option<u64> {
 }
 
 fn summary(args: &CanvasArgs, raw: &Raw, contenders: &[Contender]) -> String {
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let hardware = &raw.hardware;
     let mib = |value: Option<u64>| value.map_or("unknown".into(), |mib| format!("{mib} MiB"));
     let mut text = format!(
-        "`leapfrog-bench {command}`\n\ncommit {}, {} ({} cores, {}), model {} ({} MiB of weights, loaded in {:.0} s; \
+        "commit {}, {} ({} cores, {}), model {} ({} MiB of weights, loaded in {:.0} s; \
          peak resident memory with mapped files {} after loading, {} at the end; without them {} at the end), prompt of {} tokens, canvas of {}, blocks of {}\n\n\
          | run | steps | s per full step (min-max) | s per block step (min-max) | tokens | s in all | tokens per step |\n\
          |---|---|---|---|---|---|---|\n",
@@ -313,8 +330,8 @@ fn summary(args: &CanvasArgs, raw: &Raw, contenders: &[Contender]) -> String {
         mib(raw.peak_mib),
         mib(raw.anonymous_mib),
         raw.prompt_tokens,
-        args.canvas,
-        args.block,
+        args.shape.canvas,
+        args.shape.block,
     );
     for contender in contenders {
         let runs: Vec<&Run> = raw.runs.iter().filter(|run| run.name == contender.name).collect();

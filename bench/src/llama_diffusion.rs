@@ -42,9 +42,9 @@ pub(crate) struct PeerRun {
     pub(crate) text: String,
 }
 
-/// Runs the program once. Its canvas length counts the prompt, and its number of blocks is that length over the block
-/// length, so a prompt adds blocks that are empty: they get steps, of which one runs.
-pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::Result<PeerRun> {
+/// Steps to ask for, or why the program cannot fill this canvas. Its canvas length counts the prompt, and its number of
+/// blocks is that length over the block length, so a prompt adds blocks that are empty: they get steps, of which one runs.
+pub(crate) fn steps_to_ask(peer: &Peer, prompt_tokens: usize) -> anyhow::Result<usize> {
     let length = prompt_tokens + peer.canvas;
     ensure!(
         length.is_multiple_of(peer.block) && peer.canvas.is_multiple_of(peer.block),
@@ -54,7 +54,13 @@ pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::
     );
     let (blocks, all_blocks) = (peer.canvas / peer.block, length / peer.block);
     ensure!(peer.steps.is_multiple_of(blocks), "{} steps do not divide over {blocks} blocks", peer.steps);
-    let asked_steps = peer.steps / blocks * all_blocks;
+    Ok(peer.steps / blocks * all_blocks)
+}
+
+/// Runs the program once.
+pub(crate) fn run(peer: &Peer, prompt_tokens: usize, threads: usize) -> anyhow::Result<PeerRun> {
+    let asked_steps = steps_to_ask(peer, prompt_tokens)?;
+    let length = prompt_tokens + peer.canvas;
     let number = |value: usize| value.to_string();
     for _ in 0..ATTEMPTS {
         let began = Instant::now();
@@ -113,6 +119,23 @@ pub(crate) fn summary(runs: &[PeerRun], our_steps: &[f64], our_text: Option<&str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_of_the_prompt_get_steps_too() {
+        let peer = Peer {
+            program: PathBuf::new(),
+            model: PathBuf::new(),
+            prompt: String::new(),
+            canvas: 64,
+            block: 32,
+            steps: 16,
+            patched: false,
+            exact: false,
+        };
+        assert_eq!(steps_to_ask(&peer, 32).unwrap(), 24);
+        assert!(steps_to_ask(&peer, 29).unwrap_err().to_string().contains("prompt (29 tokens)"));
+        assert!(steps_to_ask(&Peer { steps: 15, ..peer }, 32).unwrap_err().to_string().contains("15 steps"));
+    }
 
     #[test]
     fn ratios_are_paired_and_texts_compared() {

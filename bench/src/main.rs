@@ -2,7 +2,7 @@
 //!
 //! `speed` measures prefill and decoding in process, for AR and Jacobi, and, given its path, llama.cpp's
 //! `llama-bench` in the same run. `verify` compares Jacobi with AR on a real model.
-//! `canvas` times denoising steps. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
+//! `canvas` times denoising steps. `compare` starts other servers and puts the same load to all in turns. `zoo` puts held-out problems to the built-in models. `lla` compares local linear attention
 //! with its dense form and with softmax attention. `mixers` reports the trainer's experiments on how rows mix. `soak`
 //! drives a running server with many clients that come and go. `gpu` measures the CUDA engine. `ipw` asks a running server for accuracy and energy per query.
 //! `strategies` puts the same prompts to a model under every strategy that it runs, and says which to use.
@@ -13,6 +13,7 @@
 mod canvas;
 mod check;
 mod client;
+mod compare;
 mod gpu;
 mod hardware;
 mod ipw;
@@ -55,6 +56,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Whether the figures of `serve` are right on this machine: a server with known times, stalls and failures.
     Check(check::CheckArgs),
+    /// Leapfrog and other servers or programs on this machine: the same weights, threads and load, in turns.
+    Compare(Box<compare::CompareArgs>),
     /// Prefill and decode speed of a model in this process; llama.cpp beside it if its path is given.
     Speed(speed::SpeedArgs),
     /// Compares Jacobi with AR on a real model: texts, passes, company; fails on the first kind of difference.
@@ -93,6 +96,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Speed(args) => speed::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Canvas(args) => canvas::run(&args),

@@ -25,6 +25,11 @@ pub(crate) struct Row {
     pub(crate) ratio: Option<Summary>,
 }
 
+/// The command line of this run, as code.
+pub(crate) fn command() -> String {
+    format!("`leapfrog-bench {}`", std::env::args().skip(1).collect::<Vec<_>>().join(" "))
+}
+
 /// The rows as a Markdown table; `reference` names what the ratios refer to.
 pub(crate) fn table(rows: &[Row], reference: &str) -> String {
     let mut text = format!(

@@ -23,39 +23,39 @@ use crate::{
 pub(crate) struct SpeedArgs {
     /// Model folder, GGUF file, Hub id or built-in model that reads from left to right.
     #[arg(long, default_value = "leapfrog-ar")]
-    model: String,
+    pub(crate) model: String,
     /// Quantise the weights at load.
     #[arg(long)]
-    quantize: Option<Quantize>,
+    pub(crate) quantize: Option<Quantize>,
     /// Threads; all cores if left out.
     #[arg(long)]
-    threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// Tokens of the prefill measurement.
     #[arg(long, default_value_t = 512)]
-    prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Tokens of each decode measurement.
     #[arg(long, default_value_t = 128)]
-    gen_tokens: usize,
+    pub(crate) gen_tokens: usize,
     /// Rounds; in each, everything is measured once, one after the other.
     #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    pub(crate) rounds: usize,
     /// Jacobi widths to measure at fixed width, beside the adaptive default.
     #[arg(long, value_delimiter = ',', default_value = "8")]
-    widths: Vec<usize>,
+    pub(crate) widths: Vec<usize>,
     /// Path of llama.cpp's `llama-bench`, to be measured in the same rounds.
     #[arg(long)]
-    llama_bench: Option<PathBuf>,
+    pub(crate) llama_bench: Option<PathBuf>,
     /// GGUF file for llama-bench; the same model, if `--model` is one.
     #[arg(long)]
-    llama_model: Option<PathBuf>,
+    pub(crate) llama_model: Option<PathBuf>,
     /// Folder for `summary.md` and `raw.json`.
     #[arg(long)]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// Everything measured, for `raw.json`.
 #[derive(Debug, Serialize)]
-struct Raw {
+pub(crate) struct Raw {
     command: Vec<String>,
     hardware: Hardware,
     model: String,
@@ -82,6 +82,17 @@ struct Sample {
 }
 
 pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
+    let (figures, raw) = measured(args)?;
+    let summary = format!("{}\n\n{figures}", report::command());
+    report::print(&summary)?;
+    match &args.out {
+        Some(folder) => report::save(folder, &summary, &raw),
+        None => Ok(()),
+    }
+}
+
+/// The figures, as a text for people and for programs.
+pub(crate) fn measured(args: &SpeedArgs) -> anyhow::Result<(String, Raw)> {
     let source: ModelSource = args.model.parse()?;
     let options = LoadOptions { quantize: args.quantize, ..LoadOptions::default() };
     let model = engine::load(&source, &options)?;
@@ -122,30 +133,22 @@ pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
     let with_llama = llama_model.is_some();
     let reference = if with_llama { "llama.cpp" } else { "AR" };
     let rows = rows(&names, &speeds, &forwards, with_llama)?;
-    let summary = summary(&engine, args, &rows, reference);
-    println!("{summary}");
-    if let Some(folder) = &args.out {
-        let rounds = (0..args.rounds).map(|round| {
-            names
-                .iter()
-                .zip(&speeds)
-                .map(|((what, phase), speeds)| (format!("{what} {phase}"), speeds[round]))
-                .collect()
-        });
-        let raw = Raw {
-            command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
-            hardware: Hardware::read(),
-            model: engine.model().id.clone(),
-            weights_mib: engine.model().weight_bytes >> 20,
-            pass_millis: engine.model().pass_millis.clone(),
-            prompts_fnv1a: prompts::hash(),
-            llama_build,
-            rounds: rounds.collect(),
-            rows,
-        };
-        report::save(folder, &summary, &raw)?;
-    }
-    Ok(())
+    let figures = summary(&engine, args, &rows, reference);
+    let rounds = (0..args.rounds).map(|round| {
+        names.iter().zip(&speeds).map(|((what, phase), speeds)| (format!("{what} {phase}"), speeds[round])).collect()
+    });
+    let raw = Raw {
+        command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
+        hardware: Hardware::read(),
+        model: engine.model().id.clone(),
+        weights_mib: engine.model().weight_bytes >> 20,
+        pass_millis: engine.model().pass_millis.clone(),
+        prompts_fnv1a: prompts::hash(),
+        llama_build,
+        rounds: rounds.collect(),
+        rows,
+    };
+    Ok((figures, raw))
 }
 
 fn contenders(widths: &[usize]) -> Vec<Contender> {
@@ -244,10 +247,9 @@ fn rows(
 fn summary(engine: &Engine, args: &SpeedArgs, rows: &[Row], reference: &str) -> String {
     let hardware = Hardware::read();
     let info = engine.model();
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     let passes: Vec<String> = info.pass_millis.iter().map(|(rows, millis)| format!("{rows}: {millis:.2}")).collect();
     format!(
-        "`leapfrog-bench {command}`\n\ncommit {}, {} ({} cores, {}), model {} ({} MiB of weights), prefill of {} tokens, \
+        "commit {}, {} ({} cores, {}), model {} ({} MiB of weights), prefill of {} tokens, \
          decoding of {} tokens, prompts {}\n\n{}\nmilliseconds of a pass by rows: {}\n",
         hardware.commit.as_deref().unwrap_or("unknown"),
         hardware.cpu,

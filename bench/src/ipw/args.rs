@@ -133,16 +133,8 @@ pub(super) fn arms(typed: &[String], model: &str) -> anyhow::Result<Vec<Arm>> {
 }
 
 fn arm(text: &str, model: &str) -> anyhow::Result<Arm> {
-    let (name, options) = match text.split_once('=') {
-        Some((name, options)) => (name.trim(), fields(options.trim())?),
-        None => (text.trim(), by_name(text.trim())?),
-    };
-    let slug: String = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c.to_ascii_lowercase() } else { '-' })
-        .collect();
-    ensure!(slug.chars().any(|c| c.is_ascii_alphanumeric()), "the name needs a letter or a digit");
-    let mut options = options;
+    let (name, mut options) = named_options(text)?;
+    let slug = slug(name)?;
     let model = match options.remove("model") {
         None => model.to_owned(),
         Some(Value::String(name)) => name,
@@ -150,6 +142,24 @@ fn arm(text: &str, model: &str) -> anyhow::Result<Arm> {
     };
     let decoding = (!options.is_empty()).then_some(Value::Object(options));
     Ok(Arm { name: name.into(), slug, model, decoding })
+}
+
+/// A name and the options it stands for: `NAME`, `NAME={JSON}` or `NAME=key=value,key=value`.
+pub(crate) fn named_options(text: &str) -> anyhow::Result<(&str, Map<String, Value>)> {
+    Ok(match text.split_once('=') {
+        Some((name, options)) => (name.trim(), fields(options.trim())?),
+        None => (text.trim(), by_name(text.trim())?),
+    })
+}
+
+/// A name as that of a file.
+pub(crate) fn slug(name: &str) -> anyhow::Result<String> {
+    let slug: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c.to_ascii_lowercase() } else { '-' })
+        .collect();
+    ensure!(slug.chars().any(|c| c.is_ascii_alphanumeric()), "the name needs a letter or a digit");
+    Ok(slug)
 }
 
 /// What a name means by itself.

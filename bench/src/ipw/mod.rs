@@ -31,7 +31,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-pub(crate) use args::IpwArgs;
+pub(crate) use args::{IpwArgs, named_options, slug};
 use client::{Client, Evaluation};
 use data::{Item, Set};
 use files::Frame;
