@@ -15,7 +15,7 @@ use self::{
     script::{Conduct, Delays, Script, Scripted, Stall},
 };
 use crate::{
-    client::{Client, Connection, FailureKind},
+    client::{Client, Connection, FailureKind, Reuse},
     load::{
         self, Ended, Live, Plan, Setting,
         arrivals::{Arrivals, Schedule},
@@ -143,7 +143,7 @@ impl Load {
 /// Runs `load` against `server`.
 pub(crate) async fn put(server: &Scripted, load: &Load) -> anyhow::Result<Outcome> {
     let client = Client {
-        connection: Connection::open(&server.url, None)?,
+        connection: Connection::open(&server.url, None, Reuse::Always)?,
         path: Endpoint::Chat.path(),
         timeout: load.timeout,
         keeps_text: false,

@@ -27,6 +27,18 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Longest wait for a connection, and for an answer that needs no model.
 const CONNECT: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_secs(30);
+/// How long a connection is kept for the next request; many servers close theirs after five seconds.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// What becomes of a connection behind an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// The next request takes it.
+    Always,
+    /// It is closed. Some servers (llama-server) hang up behind every streamed answer without having said so, and a request
+    /// that takes such a connection is lost.
+    Never,
+}
 
 /// A server's address, with what every request to it carries.
 #[derive(Debug, Clone)]
@@ -38,7 +50,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// `url` is that of the server, with or without `/v1`.
-    pub(crate) fn open(url: &str, api_key: Option<&str>) -> anyhow::Result<Self> {
+    pub(crate) fn open(url: &str, api_key: Option<&str>, reuse: Reuse) -> anyhow::Result<Self> {
         let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let is_address = base.starts_with("http://") || base.starts_with("https://");
         ensure!(is_address, "`{url}` is not an address like http://127.0.0.1:8080");
@@ -56,6 +68,10 @@ impl Connection {
             headers.insert(header::AUTHORIZATION, value);
         }
         let mut builder = Http::builder().default_headers(headers).connect_timeout(CONNECT).tcp_nodelay(true);
+        builder = match reuse {
+            Reuse::Always => builder.pool_idle_timeout(IDLE),
+            Reuse::Never => builder.pool_max_idle_per_host(0),
+        };
         if is_local(&base) {
             builder = builder.no_proxy();
         }

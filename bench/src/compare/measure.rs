@@ -106,6 +106,7 @@ async fn turn(
         num_requests: Some(settings.requests as u64),
         duration: None,
         max_in_flight: concurrency,
+        give_up_after_timeouts: 3,
         give_up_after: GIVE_UP_AFTER,
     };
     let mut records = Vec::new();

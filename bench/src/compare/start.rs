@@ -16,7 +16,7 @@ use super::{
     command::Values,
     settings::{Contender, Launch, Place, Settings, body_fields},
 };
-use crate::client::{Answer, Client, Connection, FailureKind, shown};
+use crate::client::{Answer, Client, Connection, FailureKind, Reuse, shown};
 
 /// Between two looks at whether a server is ready.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -99,7 +99,8 @@ async fn start(settings: &Settings, contender: &Contender, logs: &Path) -> anyho
         }
         Place::Started(launch) => launched(settings, launch, logs.join(format!("{}.log", contender.slug)))?,
     };
-    let connection = Connection { http: fresh_connections()?, ..Connection::open(&started.url, None)? };
+    // All contenders pay the few microseconds of a local connection alike.
+    let connection = Connection::open(&started.url, None, Reuse::Never)?;
     let model = wait_ready(started.server.as_mut(), &connection, settings.start_timeout).await?;
     let client = Client { connection, path: "/v1/chat/completions", timeout: settings.timeout, keeps_text: true };
     let told = Told {
@@ -112,13 +113,6 @@ async fn start(settings: &Settings, contender: &Contender, logs: &Path) -> anyho
         refused: None,
     };
     Ok(Entrant { told, server: started.server, client: Arc::new(client), _folder: started.folder })
-}
-
-/// A connection for each request. llama-server hangs up behind every streamed answer without having said so, and a request
-/// that takes up its connection is lost; all contenders pay the few microseconds of a local connection alike.
-fn fresh_connections() -> anyhow::Result<reqwest::Client> {
-    let builder = reqwest::Client::builder().connect_timeout(LOOK).tcp_nodelay(true).no_proxy();
-    builder.pool_max_idle_per_host(0).build().context("cannot make an HTTP client")
 }
 
 /// A server on its way, with what is told of it.

@@ -7,7 +7,7 @@ use reqwest::{RequestBuilder, header};
 use serde_json::{Value, json};
 
 use super::wire::{Energy, EnergyState};
-use crate::client::{Connection, plain, shown};
+use crate::client::{Connection, Reuse, plain, shown};
 
 /// Most bytes of one reply; more is garbage.
 const MOST_BYTES: usize = 32 << 20;
@@ -56,7 +56,7 @@ pub(super) struct Evaluation {
 impl Client {
     /// `url` is that of the server, with or without `/v1`.
     pub(super) fn new(url: &str, api_key: Option<&str>, timeout: Duration) -> anyhow::Result<Self> {
-        Ok(Self { connection: Connection::open(url, api_key)?, timeout })
+        Ok(Self { connection: Connection::open(url, api_key, Reuse::Always)?, timeout })
     }
 
     /// Whether the server runs on this machine, so that facts about this machine are facts about it.

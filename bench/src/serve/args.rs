@@ -68,6 +68,10 @@ pub(crate) struct ServeArgs {
     /// Most requests on their way in an open loop; more wait, and their waiting counts.
     #[arg(long, default_value_t = 4096, value_name = "N", help_heading = HELP_LOAD)]
     pub(super) max_in_flight: usize,
+    /// A connection for each request. Without it connections are used again, unless the server is found to hang up behind
+    /// its answers.
+    #[arg(long, help_heading = HELP_LOAD)]
+    pub(super) new_connections: bool,
     /// Longest wait for a whole answer, in seconds.
     #[arg(long, default_value_t = 600.0, value_name = "SECONDS", help_heading = HELP_LOAD)]
     pub(super) timeout: f64,

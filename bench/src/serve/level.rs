@@ -41,6 +41,8 @@ pub(super) struct Bench<'a> {
     pub(super) client: Arc<Client>,
     pub(super) requests: Arc<Requests>,
     pub(super) server: Server,
+    /// The server was found to close connections behind its answers.
+    pub(super) hangs_up: bool,
     pub(super) stop: CancellationToken,
     /// Number of the next request, so that no phase asks what another has asked.
     pub(super) next_index: Cell<u64>,

@@ -27,7 +27,7 @@ use self::{
     server::Server,
 };
 use crate::{
-    client::{Client, Connection},
+    client::{Client, Connection, FailureKind, Reuse},
     hardware::Hardware,
     load::{
         Ended,
@@ -75,14 +75,15 @@ async fn session(args: &ServeArgs, stop: &CancellationToken) -> anyhow::Result<(
         args.plan(level)?;
     }
     let set = if args.prompts == "synthetic" { None } else { Some(PromptSet::open(&args.prompts)?) };
-    let connection = Connection::open(&args.url, args.api_key.as_deref())?;
+    let open = |reuse| Connection::open(&args.url, args.api_key.as_deref(), reuse);
+    let mut connection = open(if args.new_connections { Reuse::Never } else { Reuse::Always })?;
     let server = Server::find(&connection, args.model.as_deref()).await?;
-    let client = Arc::new(Client {
+    let mut client = Client {
         connection: connection.clone(),
         path: args.endpoint.path(),
         timeout: Duration::from_secs_f64(args.timeout),
         keeps_text: false,
-    });
+    };
     let fields = args.fields(&server.model)?;
     let source = match set {
         Some(set) => Source::Set(set),
@@ -90,7 +91,21 @@ async fn session(args: &ServeArgs, stop: &CancellationToken) -> anyhow::Result<(
     };
     let requests = Arc::new(Requests::new(source, args.endpoint, fields.clone(), args.numbered)?);
     first(&client, &requests).await?;
-    let bench = Bench { args, connection, client, requests, server, stop: stop.clone(), next_index: Cell::new(1) };
+    let hangs_up = !args.new_connections && hangs_up(&client, &requests).await?;
+    if hangs_up {
+        connection = open(Reuse::Never)?;
+        client.connection = connection.clone();
+    }
+    let bench = Bench {
+        args,
+        connection,
+        client: Arc::new(client),
+        hangs_up,
+        requests,
+        server,
+        stop: stop.clone(),
+        next_index: Cell::new(1),
+    };
     let levels = if args.is_sweep() {
         bench.sweep(args.out.as_deref()).await?
     } else {
@@ -150,6 +165,21 @@ async fn first(client: &Client, requests: &Requests) -> anyhow::Result<()> {
         _ => "",
     };
     bail!("the first request, before the measurement, failed: {failure}{hint}")
+}
+
+/// Whether the server closes connections behind its answers without having said so: then some of a few requests in a row
+/// find theirs gone.
+async fn hangs_up(client: &Client, requests: &Requests) -> anyhow::Result<bool> {
+    const PROBES: usize = 6;
+    let mut body: Map<String, Value> = serde_json::from_slice(&requests.body(0)?.1)?;
+    body.insert("max_tokens".into(), json!(2));
+    for _ in 0..PROBES {
+        let answer = client.ask(serde_json::to_vec(&body)?).await;
+        if answer.failure.is_some_and(|failure| failure.kind == FailureKind::Connect) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// An error if nothing was answered, or the server was given up.
@@ -224,6 +254,9 @@ fn summary(bench: &Bench<'_>, levels: &[Measured], has_details: bool) -> anyhow:
         hardware.features.join(" "),
         bench.server.version.as_deref().map_or(String::new(), |version| format!(" (version {version})")),
     )?;
+    if bench.hangs_up {
+        writeln!(text, "The server closes connections behind its answers, so each request has a new one.\n")?;
+    }
     writeln!(text, "Prompts: {}. Route {}.\n", prompts_in_words(&bench.requests), bench.requests.endpoint().path())?;
     if bench.args.is_sweep() {
         text.push_str(&report::sweep(levels)?);
@@ -257,7 +290,7 @@ fn save(bench: &Bench<'_>, fields: &Map<String, Value>, levels: &[Measured], out
         "settings": {
             "requests": bench.args.requests, "duration_s": bench.args.duration, "warmup": bench.args.warmup,
             "timeout_s": bench.args.timeout, "max_in_flight": bench.args.max_in_flight,
-            "give_up_after": bench.args.give_up_after, "numbered": bench.args.numbered, "seed": bench.args.seed,
+            "give_up_after": bench.args.give_up_after, "numbered": bench.args.numbered, "new_connections": bench.args.new_connections || bench.hangs_up, "seed": bench.args.seed,
         },
         "endpoint": bench.requests.endpoint(),
         "fields": fields,
