@@ -35,6 +35,8 @@ FIGURES = [
 ]
 DECISIVE = ["output tokens/s", "TTFT, mean (ms)", "TTFT, p50 (ms)"]
 MOST = 0.10
+# Reports of all our turns.
+summaries = []
 
 
 def run(command):
@@ -48,7 +50,9 @@ def ours(args, folder, prompts):
     command += ["--concurrency", str(args.concurrency), "--requests", str(args.requests), "--ignore-eos"]
     command += ["--warmup", str(args.concurrency), "--max-tokens", str(args.tokens), "--out", str(folder)]
     run(command)
-    summary = json.loads((folder / "summary.json").read_text())["levels"][0]["summary"]
+    report = json.loads((folder / "summary.json").read_text())
+    summaries.append(report)
+    summary = report["levels"][0]["summary"]
     return [summary[group][key] for _, (group, key), _ in FIGURES], " ".join(command)
 
 
@@ -66,6 +70,13 @@ def theirs(args, folder, prompts):
     return [export[entry][key] for _, _, (entry, key) in FIGURES], " ".join(command)
 
 
+def plain(args, command):
+    """The command without the folders of this machine."""
+    for path in (args.leapfrog_bench, args.aiperf, args.tokenizer):
+        command = command.replace(path, pathlib.Path(path).name)
+    return command
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080")
@@ -79,6 +90,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--out", type=pathlib.Path, help="folder for summary.md and raw.json")
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error("--rounds must be 1 or more")
     texts = [line for line in PROMPTS.read_text().splitlines() if line.strip()]
     rounds, commands = [], {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,11 +120,13 @@ def main():
         if name in DECISIVE and abs(middle - 1) > MOST:
             wrong.append(name)
     versions = subprocess.run([args.aiperf, "--version"], capture_output=True, text=True).stdout.strip()
-    shown = {name: text.replace(str(scratch), "SCRATCH") for name, text in commands.items()}
+    shown = {name: plain(args, text.replace(str(scratch), "SCRATCH")) for name, text in commands.items()}
+    hardware = summaries[-1]["hardware"]
+    machine = f"commit {hardware['commit']}, {hardware['cpu']} ({hardware['cores']} cores, {' '.join(hardware['features'])})"
     verdict = f"differ by more than {MOST:.0%}: {', '.join(wrong)}" if wrong else f"{', '.join(DECISIVE)} agree within {MOST:.0%}"
     text = "\n".join(
         ["# `leapfrog bench serve` beside aiperf", ""]
-        + [f"aiperf {versions}, Python {platform.python_version()}, {args.rounds} rounds in turns, medians and the ratio within a round", ""]
+        + [f"aiperf {versions}, Python {platform.python_version()}, {args.rounds} rounds in turns, medians and the ratio within a round; {machine}", ""]
         + [f"    {line}" for line in shown.values()]
         + [""] + lines + ["", verdict + "."]
     )
@@ -120,7 +135,7 @@ def main():
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "summary.md").write_text(text + "\n")
         names = [name for name, _, _ in FIGURES]
-        raw = {"commands": shown, "aiperf": versions, "figures": names, "rounds": rounds}
+        raw = {"commands": shown, "hardware": hardware, "aiperf": versions, "figures": names, "rounds": rounds}
         (args.out / "raw.json").write_text(json.dumps(raw, indent=1) + "\n")
     sys.exit(1 if wrong else 0)
 

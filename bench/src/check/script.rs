@@ -1,15 +1,23 @@
 //! A server that answers by a script and notes when it did what.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    io,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+/// A chunk with a word.
+const WORD: &str = r#"{"id":"x","choices":[{"index":0,"delta":{"content":"word "},"finish_reason":null}]}"#;
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +53,8 @@ pub(crate) struct Delays {
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) received: Instant,
+    /// When a stall was over, if there was one.
+    pub(crate) begun: Instant,
     /// After each event was handed to the system.
     pub(crate) events: Vec<Instant>,
     pub(crate) end: Instant,
@@ -69,7 +79,7 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
 }
 
-/// A running server; its threads end with the program.
+/// A running server; its thread ends with the program.
 pub(crate) struct Scripted {
     pub(crate) url: String,
     shared: Arc<Shared>,
@@ -77,17 +87,24 @@ pub(crate) struct Scripted {
 
 impl Scripted {
     pub(crate) fn start(stall: Option<Stall>, script: Script) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").context("cannot open a port on this machine")?;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").context("cannot open a port on this machine")?;
+        listener.set_nonblocking(true)?;
         let url = format!("http://{}", listener.local_addr()?);
         let shared =
             Arc::new(Shared { script, stall, first: OnceLock::new(), next: Mutex::new(0), seen: Mutex::default() });
+        // A thread of its own, so that it does not wait for the load generator, and one for all connections: the first
+        // allocations of a thread take milliseconds.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let of_listener = shared.clone();
         thread::Builder::new().name("scripted".into()).spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = of_listener.clone();
-                // A client that hangs up ends its thread with an error, and that is its business.
-                thread::spawn(move || drop(shared.serve(stream)));
-            }
+            runtime.block_on(async move {
+                let Ok(listener) = TcpListener::from_std(listener) else { return };
+                while let Ok((stream, _)) = listener.accept().await {
+                    let shared = of_listener.clone();
+                    // A client that hangs up ends its task with an error, and that is its business.
+                    tokio::spawn(async move { drop(shared.serve(stream).await) });
+                }
+            });
         })?;
         Ok(Self { url, shared })
     }
@@ -100,14 +117,15 @@ impl Scripted {
 
 impl Shared {
     /// Answers what comes on a connection until it ends.
-    fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn serve(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream.try_clone()?);
+        let (reader, mut stream) = stream.into_split();
+        let mut reader = BufReader::new(reader);
         loop {
-            let Some((path, _body)) = request(&mut reader)? else { return Ok(()) };
+            let Some((path, _body)) = request(&mut reader).await? else { return Ok(()) };
             let received = Instant::now();
             if path != "/v1/chat/completions" {
-                plain(&mut stream, &path)?;
+                plain(&mut stream, &path).await?;
                 continue;
             }
             let number = {
@@ -115,120 +133,117 @@ impl Shared {
                 *next += 1;
                 *next - 1
             };
-            self.wait_out_stall(received);
+            self.wait_out_stall(received).await;
             match (self.script)(number) {
-                Conduct::Answer(delays) => self.answer(&mut stream, received, delays)?,
-                Conduct::Refuse => refuse(&mut stream)?,
-                Conduct::Fail => fail(&mut stream)?,
-                conduct => return misbehave(&mut stream, conduct),
+                Conduct::Answer(delays) => self.answer(&mut stream, received, delays).await?,
+                Conduct::Refuse => refuse(&mut stream).await?,
+                Conduct::Fail => fail(&mut stream).await?,
+                conduct => return misbehave(&mut stream, conduct).await,
             }
         }
     }
 
-    fn wait_out_stall(&self, received: Instant) {
+    async fn wait_out_stall(&self, received: Instant) {
         let first = *self.first.get_or_init(|| received);
         if let Some(Stall { from, length }) = self.stall
             && (from..from + length).contains(&received.duration_since(first))
         {
-            sleep_until(first + from + length);
+            sleep_until(first + from + length).await;
         }
     }
 
-    fn answer(&self, stream: &mut TcpStream, received: Instant, delays: Delays) -> std::io::Result<()> {
+    async fn answer(&self, stream: &mut OwnedWriteHalf, received: Instant, delays: Delays) -> io::Result<()> {
         let begun = Instant::now();
-        head(stream)?;
+        head(stream).await?;
         let mut events = Vec::new();
         for index in 0..delays.num_events {
-            sleep_until(begun + delays.first + delays.gap * index);
-            event(stream, &chunk("word ", Value::Null))?;
+            sleep_until(begun + delays.first + delays.gap * index).await;
+            event(stream, WORD).await?;
             events.push(Instant::now());
         }
-        event(stream, &chunk("", json!("stop")))?;
+        event(stream, r#"{"id":"x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#).await?;
         let end = Instant::now();
         let tokens = delays.num_events * delays.tokens_per_event;
-        event(stream, &json!({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": tokens}}).to_string())?;
-        event(stream, "[DONE]")?;
-        let seen = Seen { received, events, end, tokens_per_event: delays.tokens_per_event };
+        let usage = format!(r#"{{"choices":[],"usage":{{"prompt_tokens":7,"completion_tokens":{tokens}}}}}"#);
+        event(stream, &usage).await?;
+        event(stream, "[DONE]").await?;
+        let seen = Seen { received, begun, events, end, tokens_per_event: delays.tokens_per_event };
         // Before the last byte, so that who has read the answer finds it here.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
-        stream.write_all(b"0\r\n\r\n")
+        stream.write_all(b"0\r\n\r\n").await
     }
 }
 
 /// A whole answer that says no.
-fn refuse(stream: &mut TcpStream) -> std::io::Result<()> {
-    object(stream, "500 Internal Server Error", r#"{"error":{"message":"out of order","type":"server_error"}}"#)
+async fn refuse(stream: &mut OwnedWriteHalf) -> io::Result<()> {
+    object(stream, "500 Internal Server Error", r#"{"error":{"message":"out of order","type":"server_error"}}"#).await
 }
 
 /// A stream that says in its middle that there will be no more.
-fn fail(stream: &mut TcpStream) -> std::io::Result<()> {
-    head(stream)?;
-    event(stream, &chunk("word ", Value::Null))?;
-    event(stream, r#"{"error":{"message":"out of pages"}}"#)?;
-    stream.write_all(b"0\r\n\r\n")
+async fn fail(stream: &mut OwnedWriteHalf) -> io::Result<()> {
+    head(stream).await?;
+    event(stream, WORD).await?;
+    event(stream, r#"{"error":{"message":"out of pages"}}"#).await?;
+    stream.write_all(b"0\r\n\r\n").await
 }
 
 /// Everything after which the connection is of no use; it ends with it.
-fn misbehave(stream: &mut TcpStream, conduct: Conduct) -> std::io::Result<()> {
+async fn misbehave(stream: &mut OwnedWriteHalf, conduct: Conduct) -> io::Result<()> {
     match conduct {
         Conduct::Answer(_) | Conduct::Refuse | Conduct::Fail | Conduct::Close => Ok(()),
-        Conduct::Hang => loop {
-            thread::sleep(Duration::from_secs(3600));
-        },
-        Conduct::Noise => stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n"),
+        Conduct::Hang => std::future::pending().await,
+        Conduct::Noise => stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").await,
         Conduct::Garbage => {
-            head(stream)?;
-            event(stream, "{\"choices\": 7}")
+            head(stream).await?;
+            event(stream, "{\"choices\": 7}").await
         }
         Conduct::CutShort => {
-            head(stream)?;
-            event(stream, &chunk("word ", Value::Null))
+            head(stream).await?;
+            event(stream, WORD).await
         }
     }
 }
 
-fn sleep_until(moment: Instant) {
-    thread::sleep(moment.saturating_duration_since(Instant::now()));
+async fn sleep_until(moment: Instant) {
+    tokio::time::sleep_until(moment.into()).await;
 }
 
-fn chunk(text: &str, finish_reason: Value) -> String {
-    let choice = json!({"index": 0, "delta": {"content": text}, "finish_reason": finish_reason});
-    json!({"id": "x", "choices": [choice]}).to_string()
+async fn head(stream: &mut OwnedWriteHalf) -> io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await
 }
 
-fn head(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-}
-
-fn event(stream: &mut TcpStream, data: &str) -> std::io::Result<()> {
+async fn event(stream: &mut OwnedWriteHalf, data: &str) -> io::Result<()> {
     let event = format!("data: {data}\n\n");
-    stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())
+    stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes()).await
 }
 
-fn object(stream: &mut TcpStream, status: &str, body: &str) -> std::io::Result<()> {
+async fn object(stream: &mut OwnedWriteHalf, status: &str, body: &str) -> io::Result<()> {
     let length = body.len();
-    write!(stream, "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(format!("{head}{body}").as_bytes()).await
 }
 
 /// The routes beside the one that is measured.
-fn plain(stream: &mut TcpStream, path: &str) -> std::io::Result<()> {
+async fn plain(stream: &mut OwnedWriteHalf, path: &str) -> io::Result<()> {
     match path {
-        "/v1/models" => object(stream, "200 OK", r#"{"object":"list","data":[{"id":"scripted","object":"model"}]}"#),
-        _ => object(stream, "404 Not Found", "{}"),
+        "/v1/models" => {
+            object(stream, "200 OK", r#"{"object":"list","data":[{"id":"scripted","object":"model"}]}"#).await
+        }
+        _ => object(stream, "404 Not Found", "{}").await,
     }
 }
 
 /// Path and body of the next request; `None` at the end of the connection.
-fn request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(String, Vec<u8>)>> {
+async fn request(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<(String, Vec<u8>)>> {
     let mut line = String::new();
-    if reader.read_line(&mut line)? == 0 {
+    if reader.read_line(&mut line).await? == 0 {
         return Ok(None);
     }
     let path = line.split_whitespace().nth(1).unwrap_or_default().to_owned();
     let mut length = 0;
     loop {
         let mut header = String::new();
-        reader.read_line(&mut header)?;
+        reader.read_line(&mut header).await?;
         let header = header.trim().to_ascii_lowercase();
         if header.is_empty() {
             break;
@@ -238,6 +253,6 @@ fn request(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<(String,
         }
     }
     let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
+    reader.read_exact(&mut body).await?;
     Ok(Some((path, body)))
 }
