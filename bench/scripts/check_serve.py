@@ -6,7 +6,7 @@
     bench/scripts/check_serve.py --url http://127.0.0.1:8141 --tokenizer FOLDER --out FOLDER
 
 In each round both tools take a turn, and the first of a round is the second of the next; a round 0 warms up and does not
-count. Both send chats in a closed loop, streaming, greedy, with answers of a fixed length, and count the server's tokens.
+count. Prompts are of `--words` common words at random, others in each turn, so that no server knows them already. Both send chats in a closed loop, streaming, greedy, with answers of a fixed length, and count the server's tokens.
 aiperf is several processes: leave it a core, or it slows the server that it measures. `--tokenizer` is the model's folder;
 aiperf wants one although it does not use it here. Prints both tools' figures and the median of the ratios with their
 range; the exit code is 1 if the median of tokens/s or of the time to the first token differs by more than 10 %.
@@ -16,12 +16,13 @@ import argparse
 import json
 import pathlib
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 
-PROMPTS = pathlib.Path(__file__).parent.parent / "prompts" / "chat.txt"
+WORDS = "time year people way day thing life child world school state family group country hand part place case week".split()
 # Name, path in our summary of a level, entry and key of aiperf's export.
 FIGURES = [
     ("requests/s", ("rates", "requests"), ("request_throughput", "avg")),
@@ -45,7 +46,9 @@ def run(command):
         sys.exit(f"{' '.join(command)}\nended with {result.returncode}:\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}")
 
 
-def ours(args, folder, prompts):
+def ours(args, folder, texts):
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     command = [args.leapfrog_bench, "serve", "--url", args.url, "--model", args.model, "--prompts", str(prompts)]
     command += ["--concurrency", str(args.concurrency), "--requests", str(args.requests), "--ignore-eos"]
     command += ["--warmup", str(args.concurrency), "--max-tokens", str(args.tokens), "--out", str(folder)]
@@ -56,7 +59,9 @@ def ours(args, folder, prompts):
     return [summary[group][key] for _, (group, key), _ in FIGURES], " ".join(command)
 
 
-def theirs(args, folder, prompts):
+def theirs(args, folder, texts):
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     command = [args.aiperf, "profile", "--model", args.model, "--url", args.url, "--endpoint-type", "chat", "--streaming"]
     command += ["--concurrency", str(args.concurrency), "--request-count", str(args.requests)]
     command += ["--warmup-request-count", str(args.concurrency), "--input-file", str(prompts)]
@@ -88,24 +93,25 @@ def main():
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--words", type=int, default=150, help="words of a prompt")
     parser.add_argument("--out", type=pathlib.Path, help="folder for summary.md and raw.json")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
-    texts = [line for line in PROMPTS.read_text().splitlines() if line.strip()]
     rounds, commands = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
-        our_prompts, their_prompts = scratch / "ours.jsonl", scratch / "theirs.jsonl"
-        our_prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-        their_prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        tools = [("leapfrog bench", ours, our_prompts), ("aiperf", theirs, their_prompts)]
+        tools = [("leapfrog bench", ours), ("aiperf", theirs)]
         for number in range(args.rounds + 1):
             got = {}
-            for name, tool, prompts in tools if number % 2 else tools[::-1]:
+            for name, tool in tools if number % 2 else tools[::-1]:
                 folder = scratch / f"{number}-{name.replace(' ', '-')}"
                 folder.mkdir()
-                got[name], commands[name] = tool(args, folder, prompts)
+                draw = random.Random(f"{number} {name}")
+                # A few more than the requests: the warm-up has its own.
+                count = args.requests + 2 * args.concurrency + 2
+                texts = [" ".join(draw.choices(WORDS, k=args.words)) for _ in range(count)]
+                got[name], commands[name] = tool(args, folder, texts)
             if number > 0:
                 rounds.append(got)
             print(f"round {number} of {args.rounds} done", file=sys.stderr)
