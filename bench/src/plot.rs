@@ -8,6 +8,9 @@ use crate::stats::Estimate;
 const SIZE: (f64, f64) = (820.0, 500.0);
 const AREA: (f64, f64, f64, f64) = (70.0, 50.0, 560.0, 450.0);
 
+/// Width of a bar, with its gap, below which its name may be wider.
+const NARROW: f64 = 80.0;
+
 /// Points of one colour.
 #[derive(Debug, Clone)]
 pub(crate) struct Series {
@@ -269,6 +272,8 @@ pub(crate) fn bars(title: &str, y_label: &str, rows: &[(&str, &str, Estimate)]) 
     for (index, (name, colour, figure)) in rows.iter().enumerate() {
         let middle = left + step * (index as f64 + 0.5);
         let width = step.min(120.0) * 0.6;
+        // Names of narrow bars take turns in two lines.
+        let line = if step < NARROW && index % 2 == 1 { 32.0 } else { 18.0 };
         writeln!(
             svg,
             "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{:.1}\" fill=\"{colour}\" fill-opacity=\"0.8\">\
@@ -284,7 +289,7 @@ pub(crate) fn bars(title: &str, y_label: &str, rows: &[(&str, &str, Estimate)]) 
             figure.high,
             y.at(figure.low),
             y.at(figure.high),
-            bottom + 18.0,
+            bottom + line,
             escape(name)
         )?;
     }

@@ -107,7 +107,7 @@ pub(super) fn of_sweep(folder: &Path, levels: &[Measured]) -> anyhow::Result<()>
     let of = |name: &str, colour, time: fn(&Measured) -> Option<f64>| {
         let points = points.iter().filter_map(|(level, point)| {
             let millis = time(level)?;
-            Some((point.throughput, millis, format!("{}: {millis:.1} ms", level.level)))
+            Some((point.strength, millis, format!("{}: {millis:.1} ms", level.level)))
         });
         line(name, colour, points)
     };
@@ -117,8 +117,8 @@ pub(super) fn of_sweep(folder: &Path, levels: &[Measured]) -> anyhow::Result<()>
         of("first token, p99", FIRST, |level| Some(level.summary.ttft_ms?.p99)),
     ];
     let captions = Captions {
-        title: "Latency against throughput",
-        x: (unit, Scale::Linear),
+        title: "Latency against load",
+        x: (load, Scale::Powers(2.0)),
         y: ("milliseconds", Scale::Powers(10.0)),
     };
     write(folder, "sweep-latency.svg", &captions, &series)
