@@ -49,7 +49,7 @@ impl Schedule {
 }
 
 /// Reads recorded arrivals: a number of seconds in each line, or an object with `timestamp` in milliseconds (the traces of
-/// Mooncake) or `due_s` (our own raw events). They are moved so that the first is at 0, and divided by `speedup`.
+/// Mooncake), or `due_s` or `sent_s` (our own raw events). They are moved so that the first is at 0, and divided by `speedup`.
 pub(crate) fn read(path: &Path, speedup: f64) -> anyhow::Result<Vec<f64>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut moments = Vec::new();
@@ -61,9 +61,11 @@ pub(crate) fn read(path: &Path, speedup: f64) -> anyhow::Result<Vec<f64>> {
         }
         let millis = value.get("timestamp").and_then(Value::as_f64);
         let seconds = value.as_f64().or(millis.map(|millis| millis / 1000.0));
-        let seconds = seconds.or_else(|| value.get("due_s").and_then(Value::as_f64));
+        // A closed loop has no moments at which requests were due, but those at which they were sent.
+        let ours = || ["due_s", "sent_s"].iter().find_map(|key| value.get(key).and_then(Value::as_f64));
+        let seconds = seconds.or_else(ours);
         moments.push(seconds.with_context(|| {
-            format!("{}: neither seconds nor an object with `timestamp` (milliseconds) or `due_s`", place())
+            format!("{}: neither seconds nor an object with `timestamp` (milliseconds), `due_s` or `sent_s`", place())
         })?);
     }
     ensure!(!moments.is_empty(), "{}: no arrivals", path.display());
@@ -116,6 +118,10 @@ mod tests {
         assert_eq!(
             read_text("{\"due_s\": 0.1, \"phase\": \"warmup\"}\n{\"due_s\": 1}\n{\"due_s\": 3}\n"),
             Ok(vec![0.0, 1.0])
+        );
+        assert_eq!(
+            read_text("{\"due_s\": null, \"sent_s\": 1}\n{\"due_s\": null, \"sent_s\": 2}\n"),
+            Ok(vec![0.0, 0.5])
         );
         assert!(read_text("1\n{\"at\": 2}\n").unwrap_err().contains("line 2: neither seconds"));
         assert!(read_text("x").unwrap_err().contains("line 1"));

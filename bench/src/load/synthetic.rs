@@ -87,9 +87,15 @@ pub(crate) struct Synthetic {
 }
 
 impl Synthetic {
+    /// Randomness of prompt `index`. The factor is not the step of the generator, which would make every prompt that before
+    /// it, one word further on.
+    fn random(&self, index: u64) -> SplitMix {
+        SplitMix(self.seed ^ index.wrapping_mul(0xd134_2543_de82_ef95))
+    }
+
     /// The prompt `index`, and how long its answer is to be.
     pub(crate) fn prompt(&self, index: u64) -> anyhow::Result<(String, Option<u64>)> {
-        let mut random = SplitMix(self.seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = self.random(index);
         let tokens = self.input.draw(&mut random);
         let output = self.output.map(|output| output.draw(&mut random));
         let text = match &self.fit {
@@ -102,8 +108,14 @@ impl Synthetic {
     }
 }
 
-/// `count` words at random, the first of them such that hardly two prompts begin alike.
-pub(crate) fn words(random: &mut SplitMix, count: usize) -> String {
+/// Every word `times` times, by which the server's tokens are counted: what is right for all words is right on average.
+pub(crate) fn probe(times: usize) -> (String, u64) {
+    let all = WORDS.iter().cycle().take(WORDS.len() * times);
+    (all.copied().collect::<Vec<_>>().join(" "), (WORDS.len() * times) as u64)
+}
+
+/// `count` words at random.
+fn words(random: &mut SplitMix, count: usize) -> String {
     let word = |_| WORDS[random.below(WORDS.len())];
     (0..count).map(word).collect::<Vec<_>>().join(" ")
 }
@@ -161,7 +173,9 @@ mod tests {
         assert_eq!(text.split(' ').count(), 200);
         assert!((7..=11).contains(&output.unwrap()));
         assert_eq!(synthetic.prompt(5).unwrap().0, text);
-        assert_ne!(synthetic.prompt(6).unwrap().0, text);
+        let next = synthetic.prompt(6).unwrap().0;
+        let shared = text.split(' ').skip(1).zip(next.split(' ')).filter(|(ours, theirs)| ours == theirs).count();
+        assert!(shared < 20, "{shared} of 199 words are those of the prompt before, one further on");
         assert!(Fit::counted((16, 20), (116, 20)).is_err());
     }
 
@@ -173,8 +187,7 @@ mod tests {
         let synthetic = Synthetic { input: "100+-60".parse().unwrap(), output: None, seed: 1, fit: fit.clone() };
         for index in 0..20 {
             let (text, _) = synthetic.prompt(index).unwrap();
-            let mut random = SplitMix(1 ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            let wanted = synthetic.input.draw(&mut random);
+            let wanted = synthetic.input.draw(&mut synthetic.random(index));
             assert_eq!(tokenizer.encode(text, false).unwrap().len() as u64, wanted, "prompt {index}");
         }
         assert!(Fit::of_file(Path::new("nowhere.json")).unwrap_err().to_string().contains("nowhere.json"));

@@ -33,13 +33,9 @@ use crate::{
         Ended,
         prompts::PromptSet,
         requests::{Requests, Source},
-        synthetic::{Fit, Synthetic, words},
+        synthetic::{Fit, Synthetic, probe},
     },
-    stats::SplitMix,
 };
-
-/// Words of the two prompts by which the server's tokens are counted.
-const PROBES: [usize; 2] = [32, 160];
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     args.check()?;
@@ -127,8 +123,8 @@ async fn synthetic(args: &ServeArgs, client: &Client, fields: &Map<String, Value
         Some(path) => Fit::of_file(path)?,
         None => {
             let mut counts = Vec::new();
-            for count in PROBES {
-                let text = words(&mut SplitMix(seed ^ count as u64), count);
+            for times in [1, 2] {
+                let (text, count) = probe(times);
                 let mut body = fields.clone();
                 body.insert("max_tokens".into(), json!(1));
                 body.insert("stream".into(), json!(false));
@@ -145,7 +141,7 @@ async fn synthetic(args: &ServeArgs, client: &Client, fields: &Map<String, Value
                 }
                 let tokens = answer.usage.prompt_tokens;
                 counts.push((
-                    count as u64,
+                    count,
                     tokens.context("the server does not say how many tokens a prompt has; give --tokenizer")?,
                 ));
             }
