@@ -315,7 +315,7 @@ fn a_run_that_is_interrupted_leaves_no_server() {
 #[test]
 fn too_few_prompts_are_told_before_anything_starts() {
     let stage = Stage::new();
-    let args = stage.args("good", "good", &["--prompts", "chat", "--decoding", "AR"]);
+    let args = stage.args("good", "good", &["--prompts", "questions", "--decoding", "AR"]);
     let error = run(&args).unwrap_err().to_string();
     assert!(error.contains("needs 24 different prompts") && error.contains("--repeat-prompts"), "{error}");
     assert!(!stage.path("out").exists());

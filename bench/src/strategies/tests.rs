@@ -229,7 +229,7 @@ fn bad_arguments_are_named_before_anything_is_loaded() {
         (&["--decoding", "mine"], "NAME=JSON"),
         (&["--margin", "0"], "above 0"),
         (&["--energy", "maybe"], "require"),
-        (&["--prompts", "no/such/file"], "neither zoo"),
+        (&["--prompts", "no/such/file"], "neither a built-in set"),
     ] {
         let error = format!("{:#}", measure(&args(line)).unwrap_err());
         assert!(error.contains(named), "{line:?}: {error}");
