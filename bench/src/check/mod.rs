@@ -338,8 +338,12 @@ mod tests {
 
     #[test]
     fn a_stall_is_not_omitted() {
-        for finding in block(open_stall()).iter().filter(|finding| !finding.what.contains("late")) {
-            assert!(finding.is_not_short(), "{finding:?}");
+        let findings = block(open_stall());
+        let p99 = findings.iter().find(|finding| finding.what == "end to end, by the script, p99 (ms)").unwrap();
+        // 951 by the script, and more on a slow machine; 5 without the stall.
+        assert!(p99.measured.unwrap() > 900.0, "{findings:?}");
+        for finding in findings.iter().filter(|finding| finding.allowed == 0.0) {
+            assert!(finding.is_right(), "{finding:?}");
         }
     }
 
@@ -361,14 +365,12 @@ mod tests {
     #[test]
     fn counts_are_right_and_times_not_short() {
         for finding in block(steady(40)) {
-            // Rates sink on a slow machine, and good requests become late.
-            if finding.what.contains("/s") || finding.what.contains("good") || finding.what.contains("on their way") {
-                continue;
-            }
-            assert!(finding.is_not_short(), "{finding:?}");
-            if finding.allowed == 0.0 {
-                assert!(finding.is_right(), "{finding:?}");
-            }
+            // A reader that is slow makes these times longer, but may make the gaps between events shorter, the rates
+            // lower, and good requests late.
+            let is_from_start = finding.what.starts_with("TTFT") || finding.what.starts_with("end to end");
+            assert!(!is_from_start || finding.is_not_short(), "{finding:?}");
+            let is_count = finding.allowed == 0.0 && !finding.what.contains("good");
+            assert!(!is_count || finding.is_right(), "{finding:?}");
         }
     }
 }

@@ -55,7 +55,7 @@ pub(crate) struct Seen {
     pub(crate) received: Instant,
     /// When a stall was over, if there was one.
     pub(crate) begun: Instant,
-    /// After each event was handed to the system.
+    /// Just before each event was written.
     pub(crate) events: Vec<Instant>,
     pub(crate) end: Instant,
     pub(crate) tokens_per_event: u32,
@@ -158,11 +158,12 @@ impl Shared {
         let mut events = Vec::new();
         for index in 0..delays.num_events {
             sleep_until(begun + delays.first + delays.gap * index).await;
-            event(stream, WORD).await?;
+            // Before it is written: whoever reads it does so later.
             events.push(Instant::now());
+            event(stream, WORD).await?;
         }
-        event(stream, r#"{"id":"x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#).await?;
         let end = Instant::now();
+        event(stream, r#"{"id":"x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#).await?;
         let tokens = delays.num_events * delays.tokens_per_event;
         let usage = format!(r#"{{"choices":[],"usage":{{"prompt_tokens":7,"completion_tokens":{tokens}}}}}"#);
         event(stream, &usage).await?;
