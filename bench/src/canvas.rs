@@ -129,12 +129,7 @@ pub(crate) struct Raw {
 
 pub(crate) fn run(args: &CanvasArgs) -> anyhow::Result<()> {
     let (figures, raw) = measured(args)?;
-    let summary = format!("{}\n\n{figures}", report::command());
-    report::print(&summary)?;
-    match &args.out {
-        Some(folder) => report::save(folder, &summary, &raw),
-        None => Ok(()),
-    }
+    report::deliver(&figures, &raw, args.out.as_deref())
 }
 
 /// The figures, as a text for people and for programs.
@@ -188,7 +183,7 @@ pub(crate) fn measured(args: &CanvasArgs) -> anyhow::Result<(String, Raw)> {
         }
     }
     let raw = Raw {
-        command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
+        command: report::command_words(),
         hardware: Hardware::read(),
         model: engine.model().id.clone(),
         weights_mib: engine.model().weight_bytes >> 20,

@@ -27,7 +27,40 @@ pub(crate) struct Row {
 
 /// The command line of this run, as code.
 pub(crate) fn command() -> String {
-    format!("`leapfrog-bench {}`", std::env::args().skip(1).collect::<Vec<_>>().join(" "))
+    let words = command_words().into_iter().map(|word| {
+        let is_plain = !word.is_empty() && !word.contains([' ', '"', '\'', '{', '$', '*']);
+        if is_plain { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    });
+    format!("`{}`", words.collect::<Vec<_>>().join(" "))
+}
+
+/// The words of the command line, without keys.
+pub(crate) fn command_words() -> Vec<String> {
+    ["leapfrog".to_owned(), "bench".to_owned()].into_iter().chain(redacted(std::env::args().skip(1))).collect()
+}
+
+fn redacted(words: impl Iterator<Item = String>) -> Vec<String> {
+    const KEY: &str = "--api-key";
+    let mut is_key = false;
+    let shown = |word: String| match (is_key, word.split_once('=')) {
+        (true, _) => {
+            is_key = false;
+            "...".to_owned()
+        }
+        (false, Some((KEY, _))) => format!("{KEY}=..."),
+        (false, _) => {
+            is_key = word == KEY;
+            word
+        }
+    };
+    words.map(shown).collect()
+}
+
+/// Prints the figures of a run under its command, and saves them if there is a folder for it.
+pub(crate) fn deliver(figures: &str, raw: &impl Serialize, out: Option<&Path>) -> anyhow::Result<()> {
+    let summary = format!("{}\n\n{figures}", command());
+    print(&summary)?;
+    out.map_or(Ok(()), |folder| save(folder, &summary, raw))
 }
 
 /// The rows as a Markdown table; `reference` names what the ratios refer to.
@@ -62,4 +95,17 @@ pub(crate) fn save(folder: &Path, summary: &str, raw: &impl Serialize) -> anyhow
     fs::write(folder.join("summary.md"), summary)?;
     fs::write(folder.join("raw.json"), serde_json::to_string_pretty(raw)? + "\n")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_shown_without_keys() {
+        let shown = |line: &[&str]| redacted(line.iter().map(|&word| word.to_owned())).join(" ");
+        assert_eq!(shown(&["serve", "--api-key", "sk-1", "--url", "u"]), "serve --api-key ... --url u");
+        assert_eq!(shown(&["serve", "--api-key=sk-1", "--out=o"]), "serve --api-key=... --out=o");
+        assert_eq!(shown(&["--api-key", "--api-key", "x"]), "--api-key ... x", "a key may look like anything");
+    }
 }

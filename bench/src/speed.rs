@@ -83,12 +83,7 @@ struct Sample {
 
 pub(crate) fn run(args: &SpeedArgs) -> anyhow::Result<()> {
     let (figures, raw) = measured(args)?;
-    let summary = format!("{}\n\n{figures}", report::command());
-    report::print(&summary)?;
-    match &args.out {
-        Some(folder) => report::save(folder, &summary, &raw),
-        None => Ok(()),
-    }
+    report::deliver(&figures, &raw, args.out.as_deref())
 }
 
 /// The figures, as a text for people and for programs.
@@ -138,7 +133,7 @@ pub(crate) fn measured(args: &SpeedArgs) -> anyhow::Result<(String, Raw)> {
         names.iter().zip(&speeds).map(|((what, phase), speeds)| (format!("{what} {phase}"), speeds[round])).collect()
     });
     let raw = Raw {
-        command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
+        command: report::command_words(),
         hardware: Hardware::read(),
         model: engine.model().id.clone(),
         weights_mib: engine.model().weight_bytes >> 20,

@@ -342,6 +342,9 @@ mod tests {
         let p99 = findings.iter().find(|finding| finding.what == "end to end, by the script, p99 (ms)").unwrap();
         // 951 by the script, and more on a slow machine; 5 without the stall.
         assert!(p99.measured.unwrap() > 900.0, "{findings:?}");
+        for finding in findings.iter().filter(|finding| finding.what.contains("by the server")) {
+            assert!(finding.is_not_short(), "{finding:?}");
+        }
         for finding in findings.iter().filter(|finding| finding.allowed == 0.0) {
             assert!(finding.is_right(), "{finding:?}");
         }

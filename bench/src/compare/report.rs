@@ -94,7 +94,7 @@ pub(super) fn save(
     }
     text.push_str(&in_process.text);
     let raw = Raw {
-        command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
+        command: report::command_words(),
         hardware,
         http: http.map(|http| http.raw(&rows)).transpose()?,
         in_process,

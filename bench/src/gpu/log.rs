@@ -230,5 +230,5 @@ fn table(cells: &[&Cell]) -> String {
 }
 
 fn command() -> Vec<String> {
-    std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect()
+    crate::report::command_words()
 }

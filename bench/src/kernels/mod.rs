@@ -179,7 +179,7 @@ fn measure(args: &KernelsArgs) -> anyhow::Result<(String, Results)> {
     let text = table::summary(&results, &limits)?;
     if let Some(out) = &args.out {
         let raw = Raw {
-            command: std::iter::once("leapfrog bench".to_owned()).chain(env::args().skip(1)).collect(),
+            command: report::command_words(),
             hardware: Hardware::read(),
             level: kernels::arch::CpuLevel::current().to_string(),
             seed: args.seed,

@@ -193,7 +193,7 @@ pub(crate) fn run(args: &LlaArgs) -> anyhow::Result<()> {
     println!("{summary}");
     if let Some(folder) = &args.out {
         let raw = serde_json::json!({
-            "command": std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect::<Vec<String>>(),
+            "command": crate::report::command_words(),
             "hardware": Hardware::read(),
             "arguments": args,
             "threads": rayon::current_num_threads(),

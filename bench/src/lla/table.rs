@@ -151,9 +151,9 @@ fn times(summary: Option<Summary>) -> String {
 /// The whole summary as Markdown.
 pub(super) fn summary(facts: &Facts<'_>) -> String {
     let Facts { args, hardware, limits, cells, growths, left_out, seconds } = *facts;
-    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let command = crate::report::command();
     let mut text = format!(
-        "# Local linear attention on the CPU\n\n`leapfrog-bench {command}`\n\ncommit {}, {} ({} cores, {}), {} threads, \
+        "# Local linear attention on the CPU\n\n{command}\n\ncommit {}, {} ({} cores, {}), {} threads, \
          {seconds:.0} s, load of the machine at the end {}\n\n",
         hardware.commit.as_deref().unwrap_or("unknown"),
         hardware.cpu,

@@ -189,28 +189,6 @@ fn verdict(levels: &[Measured]) -> anyhow::Result<()> {
     }
 }
 
-/// The command as it was typed, without what is secret.
-pub(crate) fn command() -> String {
-    redacted(std::env::args().skip(1)).join(" ")
-}
-
-fn redacted(args: impl Iterator<Item = String>) -> Vec<String> {
-    let mut is_secret = false;
-    let one = |arg: String| {
-        let shown = match (is_secret, arg.split_once('=')) {
-            (true, _) => "...".to_owned(),
-            (false, Some(("--api-key", _))) => "--api-key=...".to_owned(),
-            (false, _) if arg.is_empty() || arg.contains([' ', '"', '\'', '{', '$', '*']) => {
-                format!("'{}'", arg.replace('\'', r"'\''"))
-            }
-            (false, _) => arg.clone(),
-        };
-        is_secret = arg == "--api-key" && !is_secret;
-        shown
-    };
-    std::iter::once("leapfrog bench".to_owned()).chain(args.map(one)).collect()
-}
-
 fn prompts_in_words(requests: &Requests) -> String {
     match requests.source() {
         Source::Set(set) => {
@@ -238,7 +216,7 @@ fn num_prompts(requests: &Requests) -> Option<usize> {
 
 fn summary(bench: &Bench<'_>, levels: &[Measured], has_details: bool) -> anyhow::Result<String> {
     let hardware = Hardware::read();
-    let mut text = format!("# Load on `{}`\n\n`{}`\n\n", bench.server.model, command());
+    let mut text = format!("# Load on `{}`\n\n{}\n\n", bench.server.model, crate::report::command());
     let place = if bench.server.is_local { "on the same machine" } else { "not at a loopback address" };
     writeln!(
         text,
@@ -277,7 +255,7 @@ fn save(bench: &Bench<'_>, fields: &Map<String, Value>, levels: &[Measured], out
     };
     let raw = json!({
         "format": 1,
-        "command": command(),
+        "command": crate::report::command_words(),
         "tool": {"name": "leapfrog-bench", "version": env!("CARGO_PKG_VERSION")},
         "unix_s": unix_s,
         "hardware": Hardware::read(),
@@ -304,17 +282,4 @@ fn save(bench: &Bench<'_>, fields: &Map<String, Value>, levels: &[Measured], out
     }
     pictures::of_sweep(out, levels)?;
     levels.iter().try_for_each(|measured| pictures::of_level(&out.join(measured.level.folder()), measured))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_are_shown_without_keys() {
-        let shown = |line: &[&str]| redacted(line.iter().map(|&arg| arg.to_owned())).join(" ");
-        assert_eq!(shown(&["serve", "--api-key", "sk-1", "--url", "u"]), "leapfrog bench serve --api-key ... --url u");
-        assert_eq!(shown(&["serve", "--api-key=sk-1"]), "leapfrog bench serve --api-key=...");
-        assert_eq!(shown(&["--decoding", "{\"width\":8}"]), "leapfrog bench --decoding '{\"width\":8}'");
-    }
 }

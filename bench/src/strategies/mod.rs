@@ -102,7 +102,7 @@ fn facts(args: &StrategiesArgs, subjects: &[Subject], prompts: &Prompts, meter: 
         }
     };
     Run {
-        command: std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect(),
+        command: crate::report::command_words(),
         version: env!("CARGO_PKG_VERSION"),
         build: if cfg!(debug_assertions) { "debug" } else { "release" },
         threads: args.threads.unwrap_or(hardware.cores),

@@ -268,7 +268,7 @@ fn grid(args: &ZooArgs) -> Grid {
 }
 
 fn command() -> Vec<String> {
-    std::iter::once("leapfrog-bench".into()).chain(std::env::args().skip(1)).collect()
+    crate::report::command_words()
 }
 
 fn summary(
